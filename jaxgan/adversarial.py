@@ -1,0 +1,226 @@
+"""The game of a generator and a discriminator: their two losses, joined from networks, a loss, penalties, augmentation.
+
+A network is a Flax module of the form
+
+    Generator(shape, num_classes, ...)(z (b, latent), label (b,) or None, train) -> images (b, h, w, c) in [-1, 1]
+    Discriminator(shape, num_classes, ...)(images, label or None, train) -> logits (b,)
+
+with an attribute `latent` on the generator and `mixes_batch` on the discriminator: whether a logit depends on the other
+images of its batch (batch normalisation, minibatch statistics), so that real and generated images need passes of their own.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgan.game import Batch, Game, Move, Optimizer, Player, State
+from jaxgan.losses import Loss
+from jaxgan.penalties import Penalty, at_real
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]  # keys (b,), images (b, h, w, c) -> images
+
+
+def image_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """One key for each image: a function of its row in the global batch, whichever device holds it."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+
+
+def latents(key: jax.Array, rows: jax.Array, dimension: int) -> jax.Array:
+    """z ~ N(0, I): (b, dimension), each row drawn from its image's own key."""
+    return jax.vmap(lambda k: jax.random.normal(k, (dimension,)))(image_keys(key, rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A generator, its discriminator, and what stands between them.
+
+    conditional: both see the class label; generated images get the labels of the real ones drawn with them.
+    augment: applied to whatever the discriminator sees, in both players' losses, after penalties took their gradient.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    conditional: bool = False
+    augment: Augment | None = None
+
+    def init_generator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
+        z = latents(key, batch["row"], self.generator.latent)
+        return _split(self.generator.init(key, z, self.label(batch), train=False))
+
+    def init_discriminator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
+        return _split(self.discriminator.init(key, batch["image"], self.label(batch), train=False))
+
+    def label(self, batch: Batch) -> jax.Array | None:
+        return batch["label"] if self.conditional else None
+
+    def generate(self, params: Any, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Training-mode images (b, h, w, c) and the generator's new variables."""
+        z_key, noise_key = jax.random.split(key)
+        z = latents(z_key, batch["row"], self.generator.latent)
+        return _apply(self.generator, params, variables, noise_key, batch, z, self.label(batch))
+
+    def critic(self, params: Any, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
+        """(variables, images (copies * b, h, w, c)) -> logits (copies * b,), new variables."""
+        label, rows = self.label(batch), batch["row"]
+        # Copies get keys of their own: row i of copy k is image k * 2^20 + i of this loss.
+        rows = jnp.concatenate([rows + (k << 20) for k in range(copies)])
+        label = None if label is None else jnp.tile(label, copies)
+        aug_key, noise_key = jax.random.split(key)
+
+        def score(variables, images):
+            if self.augment is not None:
+                images = self.augment(image_keys(aug_key, rows), images)
+            return _apply(self.discriminator, params, variables, noise_key, batch, images, label)
+
+        return score
+
+
+def disc_loss(pair: Pair, loss: Loss, penalties: Sequence[Penalty], params, state: State, batch: Batch, key):
+    """The discriminator's loss and its penalties, which share the forward pass with it where their images allow it."""
+    z_key, score_key, mix_key = jax.random.split(key, 3)
+    disc, gen = state.players["disc"], state.players["gen"]
+    real = batch["image"]
+    fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
+    critic = functools.partial(pair.critic, params["disc"], batch)
+    mix_keys = image_keys(mix_key, batch["row"])
+    points = [penalty.points(mix_keys, real, fake) for penalty in penalties]
+    real_points, fake_points = (any(x is images for x in points) for images in (real, fake))
+
+    # Penalties at only one of the two would pay for the other's gradient in a common pass.
+    if pair.discriminator.mixes_batch or real_points != fake_points:
+        real_key, fake_key = jax.random.split(score_key)
+        real_logits, real_gradient, variables = _score(critic(real_key), disc.variables, real, real_points)
+        fake_logits, fake_gradient, variables = _score(critic(fake_key), variables, fake, fake_points)
+    else:
+        both = jnp.concatenate([real, fake])
+        logits, gradient, variables = _score(critic(score_key, copies=2), disc.variables, both, real_points)
+        real_logits, fake_logits = jnp.split(logits, 2)
+        real_gradient, fake_gradient = (None, None) if gradient is None else jnp.split(gradient, 2)
+
+    total = jnp.mean(loss.disc(real_logits, fake_logits))
+    metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits), "adversarial": total}
+    for i, (penalty, x) in enumerate(zip(penalties, points, strict=True)):
+        if x is real:
+            gradient = real_gradient
+        elif x is fake:
+            gradient = fake_gradient
+        else:
+            _, gradient, _ = _score(critic(jax.random.fold_in(mix_key, i)), disc.variables, x, True)
+        value = jnp.mean(penalty.function(gradient))
+        total += _weight(penalty, state) * value
+        metrics[f"penalty_{i}" if i else "penalty"] = value
+    return total, (metrics, {"disc": variables})
+
+
+def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, state: State, batch: Batch, key):
+    """Penalties alone, as a move of their own every so many steps, with `every` times the weight (arXiv:1912.04958, 2.2)."""
+    z_key, score_key, mix_key = jax.random.split(key, 3)
+    disc, gen = state.players["disc"], state.players["gen"]
+    real, fake = batch["image"], None
+    if any(p.points is not at_real for p in penalties):
+        fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
+    total, metrics, variables = jnp.float32(0), {}, disc.variables
+    for i, penalty in enumerate(penalties):
+        x = penalty.points(image_keys(mix_key, batch["row"]), real, fake)
+        critic = pair.critic(params["disc"], batch, jax.random.fold_in(score_key, i))
+        _, gradient, variables = _score(critic, variables, x, True)
+        value = jnp.mean(penalty.function(gradient))
+        total += every * _weight(penalty, state) * value
+        metrics[f"penalty_{i}" if i else "penalty"] = value
+    return total, (metrics, {"disc": variables})
+
+
+def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key):
+    """The generator's loss; real images are looked at only where the loss pairs them."""
+    z_key, fake_key, real_key = jax.random.split(key, 3)
+    disc, gen = state.players["disc"], state.players["gen"]
+    fake, variables = pair.generate(params["gen"], gen.variables, batch, z_key)
+    real_logits = None
+    if loss.paired:
+        real_logits, _ = pair.critic(disc.params, batch, real_key)(disc.variables, batch["image"])
+    fake_logits, _ = pair.critic(disc.params, batch, fake_key)(disc.variables, fake)
+    return jnp.mean(loss.gen(fake_logits, real_logits)), ({}, {"gen": variables})
+
+
+def game(
+    pair: Pair,
+    loss: Loss,
+    *,
+    gen_optimizer: Optimizer,
+    disc_optimizer: Optimizer,
+    penalties: Sequence[Penalty] = (),
+    penalty_every: int = 1,
+    disc_steps: int = 1,
+    accumulate: int = 1,
+    ema: Any = None,
+) -> Game:
+    """Players "disc" and "gen"; the discriminator moves first, `disc_steps` times, then the generator."""
+    lazy = bool(penalties) and penalty_every > 1
+    now = () if lazy else tuple(penalties)
+    moves = [Move("disc", functools.partial(disc_loss, pair, loss, now), times=disc_steps, accumulate=accumulate)]
+    if lazy:
+        function = functools.partial(penalty_loss, pair, tuple(penalties), penalty_every)
+        moves.append(
+            Move("disc", function, every=penalty_every, draw=False, accumulate=accumulate, name="disc_penalty")
+        )
+    # Only a paired loss or a conditional game looks at the generator's share of the data; else none is read for it.
+    draw = loss.paired or pair.conditional
+    moves.append(Move("gen", functools.partial(gen_loss, pair, loss), draw=draw, accumulate=accumulate))
+    return Game(
+        players={
+            "disc": Player(pair.init_discriminator, disc_optimizer),
+            "gen": Player(pair.init_generator, gen_optimizer, ema),
+        },
+        moves=tuple(moves),
+    )
+
+
+def standing(generator: nn.Module, params: Any, variables: Any, key: jax.Array, label_of: Callable | None, batches: int = 16, size: int = 128):
+    """Variables whose batch statistics are the average over `batches` batches of these very parameters.
+
+    Averaged weights produce activations that no training step has seen, so their running statistics are measured anew
+    ("standing statistics", arXiv:1809.11096, appendix D). Other variables, and networks without batch norm, pass through.
+    label_of: key -> labels (size,) for a conditional generator.
+    """
+    if "batch_stats" not in variables:
+        return variables
+    fresh = dict(variables) | {"batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+
+    def body(variables, key):
+        z_key, label_key, noise_key = jax.random.split(key, 3)
+        rows = jnp.arange(size)
+        z = latents(z_key, rows, generator.latent)
+        label = None if label_of is None else label_of(label_key, size)
+        _, new = _apply(generator, params, variables, noise_key, {"row": rows}, z, label)
+        return dict(variables) | {"batch_stats": new["batch_stats"]}, None
+
+    return jax.lax.scan(body, fresh, jax.random.split(key, batches))[0]
+
+
+def _score(critic: Callable, variables: Any, images: jax.Array, with_gradient: bool):
+    """Logits, the gradient of their sum with respect to the images (or None), and new variables."""
+    if not with_gradient:
+        logits, variables = critic(variables, images)
+        return logits, None, variables
+    logits, pull, variables = jax.vjp(functools.partial(critic, variables), images, has_aux=True)
+    return logits, pull(jnp.ones_like(logits))[0], variables
+
+
+def _apply(module: nn.Module, params, variables, key, batch: Batch, *inputs):
+    """A training-mode pass: (output, new variables). Noise inside a network differs between devices, by their rows."""
+    rngs = {"noise": jax.random.fold_in(key, batch["row"][0])}
+    return module.apply({"params": params, **variables}, *inputs, train=True, mutable=list(variables), rngs=rngs)
+
+
+def _split(variables: Any) -> tuple[Any, Any]:
+    variables = dict(variables)
+    return variables.pop("params"), variables
+
+
+def _weight(penalty: Penalty, state: State) -> jax.Array | float:
+    return penalty.weight(state.images) if callable(penalty.weight) else penalty.weight

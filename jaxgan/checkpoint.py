@@ -1,0 +1,370 @@
+"""Checkpoints of a state. The only module that imports Orbax, and it does so at the first save or restore (0.5 s).
+
+    with Checkpoints("runs/digits/checkpoints", keep=2, best="fid") as checkpoints:
+        found = checkpoints.restore(state)            # None: start afresh
+        step, state = found or (0, state)
+        checkpoints.save(step, state, {"fid": 12.5})  # returns once the state is copied to the host
+    params = read("runs/digits/checkpoints")["players"]["gen"]["params"]
+
+A checkpoint is an Orbax directory named by its step, renamed into place when it is whole. Its leaves are stored by
+name, as a nested dict of host arrays, so a checkpoint knows of no classes and no devices. Orbax does not notice a
+flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's metadata (2 GB/s), and so has that table.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxgan.errors import InputError
+
+Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process of a run makes one, and calls the same methods in the same order.
+
+    Args:
+      directory: where they are kept; made by the first save. May be `gs://`.
+      keep: how many of the latest to keep.
+      best: a metric, as given to `save`; the checkpoint with the least is kept too. `"max:name"`: with the most.
+      metadata: what else to store with each checkpoint, as JSON (see `describe`).
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep: int = 2,
+        best: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        if keep < 1:
+            raise InputError(f"keep={keep} checkpoints: expected at least 1")
+        self._directory = _absolute(directory)
+        self._keep = keep
+        sign, _, name = best.rpartition(":") if best else ("", "", "")
+        if sign not in ("", "min", "max") or (best and not name):
+            raise InputError(f"best={best!r}: expected a metric's name, 'min:name' or 'max:name'")
+        self._best, self._sign = name, -1.0 if sign == "max" else 1.0
+        self._metadata = dict(metadata or {})
+        self._damaged: set[int] = set()
+        self._writer: Any = None  # an Orbax Checkpointer
+        self._pending: tuple[int, Any] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, ascending."""
+        return _steps(self._directory)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts to write `state`, and waits for the save before it. A step that is there already is left alone.
+
+        Every leaf has been copied when this returns, so the state may be donated at once. Raises `InputError` if
+        nothing can be written, the save before this one failed, or the directory holds a later step.
+        """
+        self.wait()
+        try:
+            writer = self._open()
+            steps = self.steps
+            if step in steps:
+                return
+            if steps and steps[-1] > step:
+                where = os.fspath(self._directory)
+                raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
+            arrays, manifest = _to_host(state)
+            finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
+            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": self._metadata}
+            checkpointables = {"state": _nest({name: array for name, array in arrays.items() if array.size})}
+            response = writer.save_checkpointables_async(
+                step, checkpointables, force=True, metrics=finite, custom_metadata=custom
+            )
+        except OSError as error:
+            raise _unwritten(self._directory, step, error) from error
+        self._pending = step, response
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
+        """The newest state that is whole, with its step; None if there are no checkpoints.
+
+        Args:
+          template: a state of the same structure; its leaves tell dtypes, shapes and shardings, not values.
+          step: take this one and no other.
+
+        A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
+        Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
+        """
+        self.wait()
+        expected = _manifest_of(template)
+        found = _newest(self._directory, step, expected, self._damaged)
+        if found is None:
+            return None
+        step, arrays = found
+        leaves, structure = jax.tree.flatten(template)
+        placed = [_place(arrays[name], leaf) for name, leaf in zip(expected, leaves, strict=True)]
+        return step, jax.tree.unflatten(structure, placed)
+
+    def best(self) -> int | None:
+        """The step whose stored metric is best, of those that are kept; None if no step has that metric."""
+        self.wait()
+        metrics = {step: describe(self._directory, step)["metrics"] for step in self.steps if step not in self._damaged}
+        ranked = [(self._sign * found[self._best], -step) for step, found in metrics.items() if self._best in found]
+        return -min(ranked)[1] if ranked else None
+
+    def wait(self) -> None:
+        """Returns when the last save is whole. Raises `InputError` if it failed, say for want of space."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:  # whatever the file system or the network had to say
+            raise _unwritten(self._directory, step, error) from error
+
+    def close(self) -> None:
+        """Waits, and lets Orbax end its threads."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        """The Orbax Checkpointer, which counts the steps that are there, and removes what killed saves left behind."""
+        if self._damaged:
+            # Left in place they would count among the latest, and push out the good one that the run resumed from.
+            if jax.process_index() == 0:
+                for step in self._damaged:
+                    (self._directory / str(step)).rename(_aside(self._directory, step))
+            if jax.process_count() > 1:
+                from jax.experimental import multihost_utils
+
+                multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
+            self._damaged.clear()
+            self.close()  # it has counted them
+        if self._writer is None:
+            policies = _orbax().training.preservation_policies
+            kept = [policies.LatestN(self._keep)]
+            if self._best:
+                kept.append(policies.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
+            self._writer = _orbax().training.Checkpointer(
+                self._directory,
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
+            )
+        return self._writer
+
+    def _rank(self, metrics: Mapping[str, float]) -> float:
+        # Orbax keeps the last of the ascending order, which has to be the best.
+        return -self._sign * metrics[self._best] if self._best in metrics else -math.inf
+
+
+def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
+    """The newest state that is whole, or that of `step`, as a nested dict of NumPy arrays; typed keys as their data.
+
+    Needs no template and imports none of the code that wrote it. Raises `InputError` if there is none.
+    """
+    found = _newest(_absolute(directory), step, None, set())
+    if found is None:
+        raise InputError(f"no checkpoint in {os.fspath(directory)!r}")
+    return _nest(found[1])
+
+
+def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
+    """{"metrics", "metadata"} as stored with `step`; {} for both where they cannot be read."""
+    try:
+        with _quiet():
+            custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
+        return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
+    except Exception:  # damage shows as any error at all
+        return {"metrics": {}, "metadata": {}}
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def _orbax() -> Any:
+    from orbax.checkpoint import v1
+
+    return v1
+
+
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    path = epath.Path(directory)
+    return path if "://" in os.fspath(path) else path.absolute()  # Orbax takes no relative paths
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    # A save in progress has another name; one in a bucket may not, but then its checksums are not right yet.
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal()) if directory.exists() else []
+
+
+def _aside(directory: epath.Path, step: int) -> epath.Path:
+    names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(1, 100))]
+    return next(directory / name for name in names if not (directory / name).exists())
+
+
+def _unwritten(directory: epath.Path, step: int, error: Exception) -> InputError:
+    return InputError(f"cannot write the checkpoint of step {step} to {os.fspath(directory)!r}: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: Orbax wraps it in what it tried next."""
+    cause = error.__cause__ or error.__context__
+    return _root(cause) if cause else error
+
+
+def _names(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves with their names, `players/gen/params/Dense_0/kernel`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(np.float32)), jax.dtypes.prng_key)
+
+
+def _manifest_of(tree: Any) -> Manifest:
+    """Without checksums: [dtype, shape] of each leaf."""
+    leaves = ((name, leaf if hasattr(leaf, "dtype") else np.asarray(leaf)) for name, leaf in _names(tree))
+    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves}
+
+
+def _to_host(state: Any) -> tuple[dict[str, np.ndarray], Manifest]:
+    """Copies every leaf: on a CPU `np.asarray` would look into the buffer that is about to be donated."""
+    manifest = _manifest_of(state)
+    data = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in _names(state)]
+    # Orbax joins names by dots: two leaves of one name would be written over each other.
+    assert len({name.replace("/", ".") for name in manifest}) == len(data), "two leaves have the same name"
+    with ThreadPoolExecutor() as pool:  # copies and checksums both release the interpreter's lock
+        arrays = list(pool.map(np.array, data))
+        for entry, crc in zip(manifest.values(), pool.map(_crc, arrays), strict=True):
+            entry.append(crc)
+    return dict(zip(manifest, arrays, strict=True)), manifest
+
+
+def _crc(value: np.ndarray | Manifest) -> int:
+    if isinstance(value, np.ndarray):
+        return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _newest(
+    directory: epath.Path, step: int | None, expected: Manifest | None, damaged: set[int]
+) -> tuple[int, dict[str, np.ndarray]] | None:
+    """The newest that is whole, or `step`. Adds those that are not to `damaged`."""
+    steps = _steps(directory)
+    if step is not None and step not in steps:
+        raise InputError(f"no checkpoint of step {step} in {os.fspath(directory)!r}; there are {steps or 'none'}")
+    candidates = steps[::-1] if step is None else [step]
+    for candidate in candidates:
+        try:
+            return candidate, _load(directory / str(candidate), expected)
+        except _Damaged as error:
+            reason = f"checkpoint {os.fspath(directory / str(candidate))!r} is damaged ({error})"
+            if candidate == candidates[-1]:
+                hint = "" if step is not None else "; there is no older one that is whole"
+                raise InputError(reason + hint) from None
+            logging.getLogger(__name__).warning("%s; trying the one before it", reason)
+            damaged.add(candidate)
+    return None
+
+
+def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
+    """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
+    with _quiet():
+        try:
+            return _verified(path, expected)
+        except (InputError, _Damaged):
+            raise
+        except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
+            reason = _line(_root(error))
+        gc.collect()  # asyncio complains of tasks that failed unseen when they are collected: here, where it is quiet
+    raise _Damaged(reason)
+
+
+def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
+    ocp = _orbax()
+    custom = ocp.checkpointables_metadata(path).custom_metadata or {}
+    manifest = custom.get("leaves")
+    if not manifest or _crc(manifest) != custom.get("crc"):
+        raise _Damaged("the table of its leaves is gone or changed")
+    if expected is not None:
+        _compare(path, manifest, expected)
+    stored = ocp.load_checkpointables(path, {"state": None})["state"]
+    arrays = {name: np.asarray(array) for name, array in _names(stored)}
+    for name, (dtype, shape, crc) in manifest.items():
+        if 0 in shape:  # Orbax stores no empty arrays
+            arrays[name] = np.zeros(shape, dtype)
+        array = arrays[name]
+        same = dtype.startswith("key<") or [str(array.dtype), list(array.shape)] == [dtype, shape]
+        if not same or _crc(array) != crc:
+            raise _Damaged(f"{name} is not what was written")
+    return arrays
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs each thing that it misses, with tracebacks; the one line of `_newest` says it all."""
+    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _compare(path: epath.Path, manifest: Manifest, expected: Manifest) -> None:
+    for name in [*expected, *manifest]:
+        stored, wanted = manifest.get(name, [])[:2], expected.get(name, [])
+        if stored != wanted:
+            here, there = (f"{entry[0]}{entry[1]}" if entry else "no such leaf" for entry in (wanted, stored))
+            what = f"{name} is {there} there, {here} here"
+            raise InputError(f"checkpoint {os.fspath(path)!r} is of another state: {what}")
+
+
+def _place(array: np.ndarray, like: Any) -> Any:
+    """`array` as the leaf that `like` is: on its devices, or a NumPy array, or a Python number."""
+    if not isinstance(like, jax.Array):
+        return array if isinstance(like, np.ndarray | np.generic) else type(like)(array.item())
+    if _is_key(like):
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+        return jax.device_put(key, like.sharding)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        assert last not in node, f"two leaves are named {name}"
+        node[last] = leaf
+    return tree

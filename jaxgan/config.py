@@ -1,0 +1,39 @@
+"""The flags that every experiment has. An experiment's own config inherits from `Common` and adds its fields.
+
+(Inheritance, the one time outside of networks: a config is a flat list of flags, and its common part is written once.)
+"""
+
+import dataclasses
+
+from jaxgan.flags import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    workdir: str = option("", "directory of the run; started again, the same command goes on where it stopped", resumable=True)
+    seed: int = option(0, "seed of everything: weights, latents, order of the data")
+    steps: int = option(10_000, "training steps", resumable=True)
+    batch_size: int = option(64, "images a step, over all devices")
+    dataset: str = option("digits", "digits, any TFDS name, folder:DIR or npz:FILE")
+    split: str = option("train", "split of the data set to train on")
+    data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default", resumable=True)
+    manual_dir: str = option("", "original files from which TFDS prepares a data set, for machines offline", resumable=True)
+    size: str = option("", "resize images to 64 or 48x64 (height x width); empty: as they are")
+    crop: str = option("center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none"))
+    channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
+    mirror: bool = option(False, "flip half of the images left to right")
+    placement: str = option("auto", "data on the devices, or streamed", ("auto", "resident", "stream"), resumable=True)
+    resident_gb: float = option(4.0, "data up to this size is kept on every device", resumable=True)
+    model: str = option("dcgan", "an architecture of jaxgan/models, or a module of your own: pkg.module")
+    loss: str = option("non_saturating", "a loss of jaxgan/losses.py, or your own: pkg.module:name")
+    dtype: str = option("float32", "arithmetic of the networks; parameters stay float32", ("float32", "bfloat16"))
+    sample_every: int = option(1000, "steps between grids of samples; 0: none", resumable=True)
+    eval_every: int = option(1000, "steps between evaluations; 0: none", resumable=True)
+    eval_samples: int = option(1000, "samples of an evaluation")
+    checkpoint_every: int = option(1000, "steps between checkpoints; 0: only the last", resumable=True)
+    keep: int = option(2, "latest checkpoints to keep, beside the best", resumable=True)
+    steps_per_call: int = option(50, "steps in one compiled call; a row of metrics.jsonl each")
+    devices: int = option(0, "devices to use; 0: all", resumable=True)
+    deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
+    tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
+    dry_run: bool = option(False, "say what would be trained, and write nothing", resumable=True)

@@ -1,0 +1,199 @@
+"""The order of a run, and images on the devices in that order: resident arrays sampled inside the step, or a stream.
+
+Example p of a run is `permute(seed, epoch, position, n)` with `epoch, position = divmod(p, n)`: a function of integers,
+the same in NumPy and in JAX. So nothing has to be saved to resume a run, and both placements and any number of devices
+and hosts give the same images, bit by bit.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgan.collectives import AXIS
+from jaxgan.errors import InputError, unknown
+from jaxgan.sources import Source, load, read_all
+
+__all__ = ["Feed", "Source", "flips", "load", "permute", "place", "read_all", "to_float"]
+
+PLACEMENTS = ("auto", "resident", "stream")
+ROUNDS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a compiled call needs of the data."""
+
+    resident: dict[str, jax.Array]  # image uint8 (n, h, w, c) and label int32 (n,) on every device; {} when streaming
+    draw: Callable[[dict, dict], dict]  # (resident, x) -> batch: traced inside the step, for one device and one step
+    calls: Callable[[int, int, int], Iterator[dict]]  # (first_step, last_step, steps_per_call) -> x of whole calls
+    max_steps: int = sys.maxsize  # the most steps that fit one call
+
+
+def mix(x: Any, xp: ModuleType) -> Any:
+    """A bijective hash of uint32 arrays (lowbias32 of C. Wellons, "Prospecting for hash functions", 2018)."""
+    x = (x ^ (x >> xp.uint32(16))) * xp.uint32(0x7FEB352D)
+    x = (x ^ (x >> xp.uint32(15))) * xp.uint32(0x846CA68B)
+    return x ^ (x >> xp.uint32(16))
+
+
+def hashes(seed: int, epoch: Any, xp: ModuleType) -> Callable[[Any, int], Any]:
+    """Functions of uint32 arrays, chosen by a number, as random as their seed and epoch."""
+    key = mix(mix(xp.full_like(epoch, np.uint32(seed % 2**32)), xp) + epoch, xp)
+    return lambda x, i: mix(
+        x + (key + xp.uint32(i * 0x9E3779B9 % 2**32)), xp
+    )  # multiples of the golden ratio lie far apart
+
+
+def permute(seed: int, epoch: Any, position: Any, n: int, xp: ModuleType = np) -> Any:
+    """Index of the example at `position` of `epoch`, uint32 arrays of one shape: in each epoch a permutation of [0, n).
+
+    A Feistel network over the pairs of an a x b rectangle, a * b <= n (Black and Rogaway 2002,
+    doi:10.1007/3-540-45760-7_9). The fewer than sqrt(n) numbers outside of it rest for a round; a keyed rotation then
+    brings others there. Walking cycles until they fall into range, the usual way, is a loop of unknown length, for
+    which a GPU waits for its host. (Of 3 elements only the rotations occur.)
+    """
+    a = math.isqrt(n)
+    b = n // a
+    a_, b_, n_ = xp.uint32(a), xp.uint32(b), xp.uint32(n)
+    f = hashes(seed, epoch, xp)
+    x = position
+    for i in range(0, 3 * ROUNDS, 3):
+        left, right = x // b_, x % b_
+        left = (left + f(right, i) % a_) % a_
+        right = (right + f(left, i + 1) % b_) % b_
+        x = xp.where(x < xp.uint32(a * b), left * b_ + right, x)
+        x = (x + f(xp.zeros_like(x), i + 2) % n_) % n_
+    return x
+
+
+def flips(seed: int, epoch: Any, position: Any, xp: ModuleType = np) -> Any:
+    """Whether the example at this place of the run is mirrored: a fair coin, bool, of the shape of `position`."""
+    return hashes(seed ^ 0x5BD1E995, epoch, xp)(position, 0) >> xp.uint32(31) == 1
+
+
+def to_float(image: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [-1, 1]. Both ends are exact; a single rounding leaves a compiler nothing to contract."""
+    return (2 * image.astype(jnp.float32) - 255) / 255
+
+
+def place(
+    source: Source,
+    *,
+    batch_size: int,
+    draws: int = 1,
+    seed: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+    placement: str = "auto",
+    resident_gb: float = 4.0,
+    stream_gb: float = 1.0,
+    mirror: bool = False,
+    prefetch: int = 2,
+) -> Feed:
+    """Puts a source on the devices (all of the run, of every host; by default `jax.devices()`).
+
+    Each step takes `draws` batches of `batch_size` images, counted over all devices: row r of draw d of step s is
+    example p = (s * draws + d) * batch_size + r of the run. `draw` gives {"image": float32 (draws, b, h, w, c) in
+    [-1, 1], "label": int32 (draws, b), "row": int32 (draws, b)}, where b = batch_size / devices and `row` counts over
+    all devices.
+
+    `resident`: every image is copied to every device once. `stream`: a thread reads and copies at most `prefetch` calls
+    ahead, on one host and its devices no more than `stream_gb` in all, which bounds the steps of a call to `max_steps`.
+    `auto`: resident where the images fit `resident_gb`. `mirror` flips every other image, chosen anew in each epoch.
+    What `calls` yields has leading axes (local devices, steps) and the sharding that `jax.pmap` expects of axis 0; the
+    last call may be shorter. Its iterator raises what reading raises, and closing it ends the thread.
+    Raises InputError for a batch that the devices cannot share.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if placement not in PLACEMENTS:
+        raise unknown("placement", placement, PLACEMENTS)
+    if batch_size < 1 or batch_size % len(devices):
+        below = batch_size // len(devices) * len(devices)
+        near = " or ".join(str(s) for s in (below, below + len(devices)) if s > 0)
+        raise InputError(f"batch_size {batch_size} does not divide among {len(devices)} devices; nearest: {near}")
+    if prefetch < 1:
+        raise InputError(f"prefetch {prefetch} is less than the one call that a stream must read ahead")
+    n, b = source.num_examples, batch_size // len(devices)
+    if not 0 < n < 2**31:
+        raise InputError(f"{source.name} has {n} examples; expected between 1 and 2^31 - 1")
+    streamed = placement == "stream" or (placement == "auto" and source.nbytes > resident_gb * 2**30)
+    local = [(i, d) for i, d in enumerate(devices) if d.process_index == jax.process_index()]
+    mesh = Mesh(np.array([d for _, d in local]), (AXIS,))
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def rows_of(first: Any, row: Any, epoch: Any, xp: ModuleType) -> tuple[Any, Any]:
+        # (draws,) places of first rows -> epoch and position (draws, b) of each row of this device
+        position = first[..., None] + row[..., None, :].astype(xp.uint32)
+        return epoch[..., None] + position // xp.uint32(n), position % xp.uint32(n)
+
+    def head(first_step: int, steps: int) -> dict[str, np.ndarray]:
+        # the place of row 0 of each draw, and the first row of each device: a few bytes a step
+        p = (np.arange(first_step, first_step + steps)[:, None] * draws + np.arange(draws)) * batch_size
+        epoch, position = np.divmod(p, n)
+        row = np.array([i * b for i, _ in local], np.int32)
+        return {
+            "epoch": np.broadcast_to(epoch.astype(np.uint32), (len(local), steps, draws)),
+            "position": np.broadcast_to(position.astype(np.uint32), (len(local), steps, draws)),
+            "row": np.broadcast_to(row[:, None], (len(local), steps)),
+        }
+
+    def call(first_step: int, steps: int) -> dict[str, jax.Array]:
+        x = head(first_step, steps)
+        if streamed:
+            row = x["row"][..., None] + np.arange(b, dtype=np.int32)
+            epoch, position = rows_of(x["position"], row, x["epoch"], np)  # (devices, steps, draws, b)
+            data = source.read(permute(seed, epoch, position, n).ravel().astype(np.int64))
+            x |= {k: v.reshape(*epoch.shape, *v.shape[1:]) for k, v in data.items()}
+        return jax.device_put(x, split)
+
+    def draw(resident: dict, x: dict) -> dict:
+        row = x["row"] + jnp.arange(b, dtype=jnp.int32)
+        epoch, position = rows_of(x["position"], row, x["epoch"], jnp)
+        if streamed:
+            image, label = x["image"], x["label"]
+        else:
+            index = permute(seed, epoch, position, n, jnp).astype(jnp.int32)
+            image, label = (resident[k].at[index].get(mode="promise_in_bounds") for k in ("image", "label"))
+        if mirror:
+            flip = flips(seed, epoch, position, jnp)[..., None, None, None]
+            image = jnp.where(flip, image[..., ::-1, :], image)  # (draws, b, h, w, c)
+        return {"image": to_float(image), "label": label, "row": jnp.broadcast_to(row, label.shape)}
+
+    def calls(first_step: int, last_step: int, steps_per_call: int) -> Iterator[dict]:
+        if not 0 < steps_per_call <= max_steps:
+            raise InputError(f"{steps_per_call} steps a call; stream_gb {stream_gb} has room for {max_steps}")
+        starts = range(first_step, last_step, steps_per_call)
+        pieces = ((s, min(steps_per_call, last_step - s)) for s in starts)
+        return ahead(call, pieces, prefetch) if streamed else (call(*piece) for piece in pieces)
+
+    if streamed:
+        step_bytes = len(local) * draws * b * math.prod(source.shape)
+        # prefetched calls, the one that the devices work on, and a copy on the host of the one being read
+        max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 2) * step_bytes)))
+        return Feed({}, draw, calls, max_steps)
+    max_steps = sys.maxsize
+    return Feed(jax.device_put(read_all(source), NamedSharding(mesh, PartitionSpec())), draw, calls)
+
+
+def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:
+    """`function(*a)` for each `a`, in order, computed by one thread at most `depth` results ahead of the consumer."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for piece in arguments:
+            pending.append(pool.submit(function, *piece))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

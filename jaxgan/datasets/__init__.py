@@ -1,0 +1,1 @@
+"""Data sets that TFDS lacks: each is a folder with a TFDS builder, found by its name."""

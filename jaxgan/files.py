@@ -1,0 +1,24 @@
+"""Files that are whole or absent. Paths may be local or `gs://`."""
+
+import os
+
+from etils import epath
+
+
+def write(path: epath.PathLike, data: str | bytes) -> None:
+    """Writes `data` beside `path`, then moves it there: whoever reads sees the old file or the new one, never half.
+
+    On Google Cloud Storage an object appears only when its upload is complete, so it is written in place.
+    """
+    path = epath.Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in os.fspath(path):
+        path.write_bytes(data)
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

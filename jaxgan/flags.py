@@ -1,0 +1,274 @@
+"""A flat dataclass <-> absl flags: each field is one flag, a preset is a row of overrides.
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        steps: int = option(1000, "training steps", resumable=True)
+        loss: str = option("hinge", "adversarial loss", choices=("hinge", "logistic"))
+
+    if __name__ == "__main__":
+        flags.main(Config, {"quick": dict(steps=10)}, run)
+
+Flags live in their own `absl.flags.FlagValues`, made when a script runs: importing an experiment defines nothing. absl
+reads the syntax (`--name=value`, `--name value`, `--noname`, `--flagfile`); every value is then read by `_Kind.read`.
+Value types: str, int, float, bool, tuples of these (commas between), and each of them `| None` (written `none`).
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+from etils import epath
+
+from jaxgan import files
+from jaxgan.errors import InputError, unknown
+
+Presets = Mapping[str, Mapping[str, Any]]
+_EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+_HELP = ("help", "helpshort", "helpfull")
+
+
+def option(default: Any, help: str, choices: Sequence[str] = (), resumable: bool = False) -> Any:
+    """A dataclass field that is a flag. `resumable`: may change when a run is continued (`check_same`)."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "resumable": resumable})
+
+
+def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = "") -> Any:
+    """A `config_class` from `argv`, the arguments after the program's name.
+
+    A flag that is given, on the command line or in a `--flagfile`, wins over the preset; the preset over the default.
+    `--helpshort` (`--help`, `-h`) prints `doc`, the presets and the flags, and leaves by `SystemExit(0)`. Raises
+    `InputError` for a flag, value or preset that is wrong, a left-over argument, and a preset that fits no flags.
+    """
+    kinds = _kinds(config_class)
+    rows = {name: _preset(name, row, kinds) for name, row in presets.items()}
+    values = absl_flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may follow a stray argument, which is then reported
+    for name, kind in kinds.items():
+        _define(values, name, boolean=kind.base is bool and not kind.many)
+    _define(values, "preset", boolean=False)
+    for name in _HELP:
+        _define(values, name, boolean=True, short_name="h" if name == "help" else None)
+    try:
+        left = values(["", *argv])[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise _unknown_flag(error.flagname, kinds) from None
+    except absl_flags.CantOpenFlagFileError as error:
+        raise InputError(
+            f"cannot read the --flagfile: {str(error).removeprefix('ERROR:: Unable to open flagfile: ')}"
+        ) from None
+    except (absl_flags.Error, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    preset = values["preset"].value
+    if preset and preset not in rows:
+        raise unknown("preset", preset, rows)
+    given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
+    overrides = (rows[preset] if preset else {}) | given
+    if any(values[name].value == "true" for name in _HELP):
+        print(_help(config_class, kinds, overrides, rows, doc))
+        raise SystemExit(0)
+    if left:
+        raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
+    return config_class(**overrides)
+
+
+def main(
+    config_class: type, presets: Presets, run: Callable[[Any], Any], argv: Sequence[str] | None = None, doc: str = ""
+) -> None:
+    """`run(parse(...))` as a program: an `InputError` is one line on stderr and exit code 2, without a traceback.
+
+    Args:
+      argv: the arguments after the program's name, by default `sys.argv[1:]`.
+      doc: what `--helpshort` says first, by default the docstring of the module that defines `run`.
+    """
+    doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
+    try:
+        run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
+    except InputError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:
+    """Writes `config.json` ({"config": fields, **extra}) and `flags.txt` (all flags, for `--flagfile`); both atomic."""
+    lines = []
+    for name, kind in _kinds(type(config)).items():
+        text = _text(getattr(config, name))
+        if kind.base is bool and not kind.many and text != "none":
+            lines.append(f"--{name}" if text == "true" else f"--no{name}")
+        else:
+            lines.append(f"--{name}={text}")
+        if "\n" in text or "\r" in text:
+            raise InputError(f"--{name} holds a line break, which a flag file cannot: {text!r}")
+    stored = {"config": dataclasses.asdict(config), **(extra or {})}
+    folder = epath.Path(workdir)
+    files.write(folder / "flags.txt", "\n".join(lines) + "\n")
+    files.write(folder / "config.json", json.dumps(stored, indent=2, allow_nan=False) + "\n")
+
+
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+    """What `write` put into `config.json`. Raises `InputError` where there is none, or none that can be read."""
+    path = epath.Path(workdir) / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{os.fspath(workdir)!r} is not a run: it holds no config.json") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {os.fspath(path)!r}: {error}") from None
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise InputError(f'{os.fspath(path)!r} is not the config of a run: expected an object with a "config" object')
+    return stored
+
+
+def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ()) -> bool:
+    """Whether `workdir` holds a run. Raises `InputError`, naming each field, where that run has another config.
+
+    Fields in `ignore` and those marked `option(..., resumable=True)` may differ. A field that the stored config lacks
+    (the code is newer than the run) counts as its default.
+    """
+    if not (epath.Path(workdir) / "config.json").exists():
+        return False
+    stored = read(workdir)["config"]
+    given = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as they did in the file
+    free = set(ignore)
+    defaults = {}
+    for field in dataclasses.fields(config):
+        free |= {field.name} if field.metadata.get("resumable") else set()
+        defaults[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
+    differences = [
+        f"{name} is {_text(value)!r} there, {_text(given[name])!r} here"
+        for name in given
+        if name not in free and (value := stored.get(name, defaults[name])) != given[name]
+    ]
+    differences += [
+        f"{name} is {_text(stored[name])!r} there, no flag here" for name in sorted(stored.keys() - given.keys() - free)
+    ]
+    if differences:
+        raise InputError(
+            f"{os.fspath(workdir)!r} holds a run of another config: {'; '.join(differences)}; choose another --workdir"
+        )
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """The type of a field: `base`, or a tuple of it, or None beside either."""
+
+    base: type
+    many: bool
+    optional: bool
+    choices: tuple[str, ...]
+    help: str
+
+    @property
+    def expected(self) -> str:
+        what = " | ".join(self.choices) if self.choices else _EXPECTED[self.base]
+        if self.many:
+            what = f"any of {what}, commas between" if self.choices else f"{what.split()[-1]}s, commas between"
+        return what + (", or none" if self.optional else "")
+
+    def read(self, name: str, text: str) -> Any:
+        """The value that `--name=text` stands for."""
+        text = text.strip()
+        if self.optional and text.lower() == "none":
+            return None
+        if self.many:
+            return tuple(self._one(name, part.strip()) for part in text.split(",")) if text else ()
+        return self._one(name, text)
+
+    def _one(self, name: str, text: str) -> Any:
+        if self.choices and text not in self.choices:
+            raise unknown(f"--{name}", text, self.choices)
+        try:
+            if self.base is bool:
+                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            value = self.base(text)
+        except (ValueError, KeyError):
+            raise InputError(f"--{name}={text}: expected {self.expected}") from None
+        if self.base is float and not math.isfinite(value):
+            raise InputError(f"--{name}={text}: expected a finite number")
+        return value
+
+
+def _kinds(config_class: type) -> dict[str, _Kind]:
+    hints = typing.get_type_hints(config_class)
+    kinds = {}
+    for field in dataclasses.fields(config_class):
+        hint, optional, many = hints[field.name], False, False
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+            optional = True
+        if typing.get_origin(hint) is tuple:
+            (hint, _), many = typing.get_args(hint), True
+        assert hint in _EXPECTED, f"{config_class.__name__}.{field.name}: no flag holds {hint}"
+        assert field.name not in ("preset", *_HELP), f"{config_class.__name__}.{field.name}: the name is taken"
+        meta = field.metadata
+        kinds[field.name] = _Kind(hint, many, optional, tuple(meta.get("choices", ())), meta.get("help", ""))
+    return kinds
+
+
+def _text(value: Any) -> str:
+    """The text that a flag would be given for `value`."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_text, value))
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _preset(preset: str, row: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> dict[str, Any]:
+    """A preset is held to what its flags would accept, so a typing error shows at the start, not on its first use."""
+    for name in row.keys() - kinds.keys():
+        raise unknown(f"flag in preset {preset!r}:", name, kinds)
+    values = {}
+    for name, value in row.items():
+        if value is None and not kinds[name].optional:
+            raise InputError(f"preset {preset!r}: --{name}=none: expected {kinds[name].expected}")
+        try:
+            values[name] = kinds[name].read(name, _text(value))
+        except InputError as error:
+            raise InputError(f"preset {preset!r}: {error}") from None
+    return values
+
+
+def _define(values: absl_flags.FlagValues, name: str, boolean: bool, short_name: str | None = None) -> None:
+    """An absl flag that keeps its text."""
+    parser: absl_flags.ArgumentParser = absl_flags.ArgumentParser()
+    values[name] = absl_flags.Flag(parser, None, name, None, name, boolean=boolean, short_name=short_name)
+
+
+def _unknown_flag(name: str, kinds: Mapping[str, _Kind]) -> InputError:
+    near = difflib.get_close_matches(name, [*kinds, "preset", "helpshort"], n=1, cutoff=0.5)
+    return InputError(
+        f"unknown flag --{name}; {f'did you mean --{near[0]}? ' if near else ''}--helpshort lists all flags"
+    )
+
+
+def _help(config_class: type, kinds: Mapping[str, _Kind], overrides: dict[str, Any], rows: Presets, doc: str) -> str:
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+
+    def entry(head: str, body: str) -> list[str]:
+        return [f"  {head}", *textwrap.wrap(body, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+
+    lines = [textwrap.dedent(doc).strip(), ""] if doc else []
+    if rows:
+        lines += ["--preset=NAME takes the flags of one row; flags that are given win over it:", ""]
+        for name, row in rows.items():
+            lines += entry(name, " ".join(f"--{flag}={_text(value)}" for flag, value in row.items()))
+        lines.append("")
+    lines += ["Flags, with their values as things stand; --flagfile=FILE reads them from a file, one a line:", ""]
+    for field in dataclasses.fields(config_class):
+        kind = kinds[field.name]
+        value = _text(overrides.get(field.name, field.default))
+        body = kind.help if kind.base is str and not kind.choices else f"{kind.help} ({kind.expected})"
+        lines += entry(f"--{field.name}={value}", body)
+    return "\n".join(lines)

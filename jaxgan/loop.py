@@ -1,0 +1,171 @@
+"""Runs a game to its end: calls, log, samples, evaluation, checkpoints, resume. Knows nothing of GANs.
+
+Started on the directory of an unfinished run, it goes on from the newest checkpoint that is whole, and ends in the same
+bits: metrics after the checkpoint are dropped, and everything random is a function of the step.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxgan import checkpoint, flags, parallel, report
+from jaxgan.config import Common
+from jaxgan.data import Feed
+from jaxgan.errors import Diverged, InputError
+from jaxgan.game import Game, State
+
+Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
+Evaluate = Callable[[State], Mapping[str, float]]
+
+
+def cache_dir() -> Path:
+    """Where compiled programs and classifiers are kept between runs: $JAXGAN_CACHE, or ~/.cache/jaxgan."""
+    return Path(os.environ.get("JAXGAN_CACHE") or Path("~/.cache/jaxgan").expanduser())
+
+
+def setup(config: Common) -> None:
+    """Process-wide settings of JAX; before anything touches a device."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if config.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+
+
+def run(
+    game: Game,
+    feed: Feed,
+    config: Common,
+    *,
+    example: Mapping[str, Any],
+    devices: list[jax.Device],
+    about: Mapping[str, Any],
+    sample: Sample | None = None,
+    evaluate: Evaluate | None = None,
+    best: str | None = None,
+) -> State:
+    """Trains to `config.steps` and returns the last state.
+
+    example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
+    best: an evaluated metric whose best checkpoint is kept too.
+    """
+    started = time.monotonic()
+    workdir = claim(config)
+    resumed = flags.check_same(config, workdir)
+    state = parallel.replicate(jax.jit(game.init)(jax.random.key(config.seed), example), devices)
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about) as checkpoints:
+        step = 0
+        if found := checkpoints.restore(state):
+            step, state = found
+        if step >= config.steps:
+            print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
+            return state
+        flags.write(config, workdir, about)
+        report.truncate(workdir, step if resumed else -1)
+        call = parallel.compile_steps(game, feed.draw, devices)
+        length = min(config.steps_per_call, feed.max_steps)
+        with report.Report(
+            workdir,
+            total_steps=config.steps,
+            batch_size=config.batch_size,
+            start_step=step,
+            tensorboard=config.tensorboard,
+        ) as log:
+            if step:
+                log.note(f"resuming {workdir} at step {step}")
+            scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
+            for x in feed.calls(step, config.steps, length):
+                state, stacked = call(state, feed.resident, x)
+                stacked = jax.device_get(stacked)
+                first, step = step, step + len(next(iter(stacked.values())))
+                stop_if_diverged(stacked, game, first, workdir)
+                metrics = game.average(stacked, first)
+                due = due_between(first, step, config.steps)
+                scores = {}
+                if evaluate and due(config.eval_every):
+                    with log.paused():
+                        scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
+                    metrics |= scores
+                log.log(step, step * config.batch_size, metrics)
+                if sample and due(config.sample_every):
+                    with log.paused():
+                        log.picture("", step, step * config.batch_size, sample(state))
+                if due(config.checkpoint_every) or step == config.steps:
+                    with log.paused():
+                        save(checkpoints, step, state, scores, workdir)
+    seconds = time.monotonic() - started
+    ending = f", {best} {scores[best]:.2f}" if best and best in scores else ""
+    print(
+        f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
+        f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"
+    )
+    return state
+
+
+def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:
+    """Whether something that happens every so many steps, and at the end, falls in the steps (first, last]."""
+    return lambda every: every > 0 and (last // every > first // every or last == total)
+
+
+def check(config: Common) -> None:
+    """What can be wrong with a run before any data is read; writes nothing."""
+    if not config.workdir:
+        raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
+    for name in ("steps", "batch_size", "steps_per_call", "keep"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    for name in ("sample_every", "eval_every", "checkpoint_every"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
+    flags.check_same(config, epath.Path(config.workdir).expanduser())
+
+
+def claim(config: Common) -> epath.Path:
+    """The work directory, made if it is missing; or one line that says why it cannot be had."""
+    workdir = epath.Path(config.workdir).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
+    if not (workdir / "config.json").exists() and (workdir / "checkpoints").exists():
+        raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another")
+    return workdir
+
+
+def stop_if_diverged(stacked: Mapping[str, np.ndarray], game: Game, first: int, workdir: epath.Path) -> None:
+    """A non-finite loss ends the run before anything of it is saved."""
+    for move in game.moves:
+        bad = np.flatnonzero(~np.isfinite(stacked[f"{move.title}/loss"]))
+        if len(bad):
+            raise Diverged(
+                f"the loss of move {move.title!r} is not finite in step {first + bad[0]} ({len(bad)} of the "
+                f"{len(stacked[f'{move.title}/loss'])} steps of this call); the last good checkpoint in "
+                f"{workdir}/checkpoints stands. A lower learning rate or a gradient penalty may help"
+            )
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def save(checkpoints: checkpoint.Checkpoints, step: int, state: State, scores: Mapping[str, float], workdir) -> None:
+    """Saves a state that is finite: the last update of a call may have broken what no loss has seen yet."""
+    if not _finite(state.players):
+        raise Diverged(
+            f"the weights are not finite after step {step}; the last good checkpoint in {workdir}/checkpoints stands"
+        )
+    checkpoints.save(step, state, dict(scores))

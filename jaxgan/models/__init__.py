@@ -1,0 +1,1 @@
+"""Architectures: one file each, with a `Generator` and a `Discriminator`."""

@@ -1,0 +1,172 @@
+"""Data sets of TFDS, and builders of jaxgan that go through it. TFDS is imported here alone, when it is used."""
+
+import difflib
+import importlib
+import importlib.util
+import io
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxgan import images
+from jaxgan.errors import InputError, unknown
+from jaxgan.sources import Source, is_own
+
+FORMAT = "array_record"  # random access; TFDS's own default, tfrecord, has none
+
+
+def load(
+    name: str,
+    split: str,
+    data_dir: epath.PathLike | None,
+    manual_dir: epath.PathLike | None,
+    size: tuple[int, int] | None,
+    crop: str,
+    channels: int,
+) -> Source:
+    """A split of a TFDS data set, prepared first if `data_dir` (or TFDS's default folder) does not hold it yet."""
+    builder = prepare(name, data_dir, manual_dir)
+    image_key, label_key = keys_of(builder, name)
+    features = builder.info.features
+    encoded = type(features[image_key]).__name__ == "Image"
+    import tensorflow_datasets as tfds
+
+    try:
+        # Images stay encoded here: decoding them in threads of our own is several times faster.
+        decoders = {image_key: tfds.decode.SkipDecoding()} if encoded else None
+        records = builder.as_data_source(split, decoders=decoders)
+    except (KeyError, ValueError) as error:
+        raise unknown(f"split of {name}", split, builder.info.splits, "slices such as train[:80%] work") from error
+    if not len(records):
+        raise InputError(f"split {split!r} of {name} is empty")
+    h, w, c = stored_shape(features[image_key].shape, records, image_key, encoded, size, channels, name)
+    channels = images.check_channels(c, channels, name)
+    shape = (*(size or (h, w)), channels)
+
+    def convert(record: dict[str, Any]) -> np.ndarray:
+        image = record[image_key]
+        if encoded:
+            return images.decode(image, size, channels, crop)
+        return images.fit_array(image, shape[:2], channels, crop)
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows = records.__getitems__([int(i) for i in indices])
+        label = [int(r[label_key]) for r in rows] if label_key else np.zeros(len(rows))
+        return {
+            "image": np.stack(list(images.in_threads(convert, rows, workers=images.workers_for(shape)))),
+            "label": np.asarray(label, np.int32),
+        }
+
+    names = tuple(features[label_key].names) if label_key else ()
+    return Source(name, len(records), shape, len(names), read, names)
+
+
+def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLike | None) -> Any:
+    """A TFDS builder whose data are on disk in a format with random access."""
+    if manual_dir and not epath.Path(manual_dir).expanduser().is_dir():
+        raise InputError(f"--manual_dir={manual_dir} is no folder; expected the original files of {name}")
+    data_dir = os.fspath(epath.Path(data_dir).expanduser()) if data_dir else None
+    builder = find(name, data_dir)
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        known = builder.info.available_file_formats()
+        if not known & tfds.core.FileFormat.with_random_access():
+            stored = ", ".join(f.value for f in known)
+            raise InputError(
+                f"{builder.data_dir} holds {stored}, which cannot be read at random; convert it: pip install "
+                f'"jaxgan[tfds]" apache-beam && tfds convert_format --dataset_version_dir={builder.data_dir} '
+                f"--out_file_format={FORMAT}; or prepare it anew in another --data_dir"
+            )
+        return builder
+    builder = find(name, data_dir, file_format=FORMAT)
+    root = builder.data_dir_root
+    features = builder.info.features
+    encoded = any(type(f).__name__ in ("Image", "LabeledImage", "Video") for f in features.values())
+    if encoded and importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            f"{name} is not prepared in {root}, and preparing it needs TensorFlow (reading does "
+            'not): pip install "jaxgan[tfds]", or copy a prepared one and name its folder with --data_dir'
+        )
+    config = (
+        tfds.download.DownloadConfig(manual_dir=os.fspath(epath.Path(manual_dir).expanduser())) if manual_dir else None
+    )
+    try:
+        builder.download_and_prepare(download_config=config, file_format=FORMAT)
+    except (OSError, tfds.download.DownloadError, AssertionError) as error:
+        # requests' errors are OSErrors, and a missing manual file is an AssertionError
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot prepare {name}: {reason}; without a network put its original files in a folder and name it with "
+            f"--manual_dir, or a prepared copy with --data_dir (now {root})"
+        ) from error
+    return builder
+
+
+def find(name: str, data_dir: str | None, **options: Any) -> Any:
+    """The builder called `name`, of jaxgan or of TFDS. InputError with the nearest names where there is none."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if is_own(name):
+            module = importlib.import_module(f"jaxgan.datasets.{name}.{name}")
+            make = next(
+                v for v in vars(module).values() if isinstance(v, type) and issubclass(v, tfds.core.DatasetBuilder)
+            )
+            return make(data_dir=data_dir, **options)
+        return tfds.builder(name, data_dir=data_dir, try_gcs=False, **options)
+    except tfds.core.DatasetNotFoundError as error:
+        names = [*tfds.list_builders(with_community_datasets=False), "digits"]
+        near = difflib.get_close_matches(name.split("/")[0], names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise InputError(
+            f"unknown data set {name!r}; {hint}Expected digits, folder:DIR, npz:FILE or one of the {len(names) - 1} "
+            "names of TFDS (tensorflow.org/datasets/catalog)"
+        ) from error
+    except (ValueError, AssertionError) as error:  # no name of this form, or no such config or version
+        base, _, config = name.partition("/")
+        if base in tfds.list_builders(with_community_datasets=False):
+            raise unknown(f"config of {base}", config, tfds.builder_cls(base).builder_configs) from error
+        raise InputError(
+            f"{name!r} is no name of a data set; expected digits, folder:DIR, npz:FILE or a name of TFDS"
+        ) from error
+
+
+def keys_of(builder: Any, name: str) -> tuple[str, str]:
+    """The feature that is the image, and the one that is its class ("" without)."""
+    features = builder.info.features
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    found = [k for k, kind in kinds.items() if kind == "Image"]
+    image = "image" if "image" in kinds else found[0] if len(found) == 1 else ""
+    if not image:
+        listing = ", ".join(f"{k} ({kind})" for k, kind in kinds.items())
+        raise InputError(f"{name} has no feature `image` and not exactly one of type Image; it has {listing}")
+    return image, "label" if kinds.get("label") == "ClassLabel" else ""
+
+
+def stored_shape(
+    declared: tuple[int | None, ...],
+    records: Any,
+    key: str,
+    encoded: bool,
+    size: tuple[int, int] | None,
+    channels: int,
+    name: str,
+) -> tuple[int, int, int]:
+    """(h, w, c) of the images as they are; where the features leave it open, from the header of every file."""
+    h, w, c = declared
+    if h and w and c:
+        return h, w, c
+    if size and (c or channels):
+        return *size, c or channels
+    if not encoded:
+        raise InputError(f"{name} has images of any shape {declared}, and they are not image files")
+    chunks = [list(range(i, min(i + 256, len(records)))) for i in range(0, len(records), 256)]
+    shapes = images.in_threads(
+        lambda rows: [images.measure(io.BytesIO(r[key])) for r in records.__getitems__(rows)],
+        chunks,
+        f"measuring {name}",
+    )
+    return images.common_shape(((*(size or s[:2]), s[2]) for chunk in shapes for s in chunk), name, channels)

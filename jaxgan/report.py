@@ -1,0 +1,249 @@
+"""What a run says while it runs: a progress bar, `metrics.jsonl`, TensorBoard events, and sample pictures.
+
+    with Report("runs/digits", total_steps=10_000, batch_size=64) as report:
+        with report.paused():
+            ...                                       # compile, evaluate: no part of the rate
+        report.log(step, images, {"disc/loss": 0.69})
+        report.picture("", step, images, grid(samples))
+
+A row of `metrics.jsonl` is strict JSON: `step`, `images`, the scalars by name, then `seconds` and `images_per_second`.
+Floats are written by `repr`, so two runs are equal in bits when their rows are, less the last two fields. A NaN or an
+infinity is `null`.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from jaxgan import files
+from jaxgan.errors import InputError
+
+METRICS = "metrics.jsonl"
+_PLAIN_SECONDS = 10.0  # between lines where stderr is not a terminal
+_REMOTE_SECONDS = 60.0  # between uploads of metrics.jsonl to a bucket, where nothing can be appended
+_TILE = 56  # pixels; small images are enlarged to this on their longer side
+_PADDING = 2
+
+
+class Report:
+    """Writes the record of one run. One process of a run makes one; it is closed by `close` or by leaving `with`.
+
+    Args:
+      workdir: the run's directory, made if it is missing. Rows are appended to those it holds (see `truncate`).
+      total_steps: where the bar ends.
+      batch_size: images a step, over all devices; the rate is counted in images.
+      start_step: the step this process starts from. TensorBoard drops what an earlier process logged after it.
+      tensorboard: whether to write events (and import tensorboardX).
+      bar: whether to write to stderr: a bar on a terminal, else a line every 10 seconds at most.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        total_steps: int,
+        batch_size: int,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        bar: bool = True,
+    ):
+        self._workdir = epath.Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._total, self._batch_size = total_steps, batch_size
+        self._rows = _Rows(self._workdir / METRICS)
+        self._writer = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            purge = start_step + 1 if start_step else None
+            self._writer = SummaryWriter(str(self._workdir), purge_step=purge, flush_secs=10)
+        self._bar = None
+        self._plain = bar and not sys.stderr.isatty()
+        if bar and not self._plain:
+            form = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self._bar = tqdm(total=total_steps, initial=start_step, bar_format=form, dynamic_ncols=True)
+        self._start = time.monotonic()
+        self._spoke = -math.inf
+        self._mark: float | None = (
+            None  # since when the time counts; none until the first call, which compiles, is over
+        )
+        self._step = start_step  # the last that was logged
+        self._busy = 0.0  # seconds that count, since then
+        self._rate: float | None = None  # images a second, smoothed
+
+    def log(self, step: int, images: int, scalars: Mapping[str, Any]) -> None:
+        """Records `scalars`, numbers or arrays of one number, after `step` steps and `images` images.
+
+        The rate is that of the time since the call before, less `paused` time. The first call has one only if a
+        `paused` block preceded it: before that, the time is taken to be compilation.
+        """
+        now = time.monotonic()
+        rate = None
+        if self._mark is not None:
+            rate = (step - self._step) * self._batch_size / max(self._busy + now - self._mark, 1e-9)
+            self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        self._step, self._busy, self._mark = step, 0.0, now
+        numbers = {name: np.asarray(scalars[name]).item() for name in sorted(scalars)}
+        row = {"step": step, "images": images}
+        timing = {"seconds": round(now - self._start, 3), "images_per_second": rate if rate is None else round(rate, 2)}
+        assert not numbers.keys() & {*row, *timing}, f"reserved names in {sorted(numbers)}"
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._rows.append(json.dumps(row | finite | timing, allow_nan=False))
+        if self._writer:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+            if rate is not None:
+                self._writer.add_scalar("images_per_second", rate, step)
+        self._show(step, images, numbers)
+
+    def picture(self, name: str, step: int, images: int, grid: np.ndarray) -> None:
+        """Writes `grid`, uint8 (h, w, 1 or 3), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`)."""
+        prefix = name.replace("/", "_") + "_" if name else ""
+        save_png(self._workdir / "samples" / f"{prefix}{step:07d}.png", grid)
+        if self._writer:
+            self._writer.add_image(name or "samples", grid, step, dataformats="HWC")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here is no part of the rate: compilation, evaluation, sampling."""
+        if self._mark is not None:
+            self._busy += time.monotonic() - self._mark
+        try:
+            yield
+        finally:
+            self._mark = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """A line on stderr that leaves the bar whole. Written with `bar=False` too."""
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer:
+            self._writer.close()
+        self._rows.close()
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _show(self, step: int, images: int, numbers: Mapping[str, float]) -> None:
+        words = [f"{images / 1000:.1f} kimg"]
+        if self._rate:
+            left = (self._total - step) * self._batch_size / self._rate
+            words += [f"{self._rate:.0f} img/s", f"{tqdm.format_interval(left)} left"]
+        words += [f"{name} {value:.4g}" for name, value in numbers.items() if name.split("/")[-1] == "loss"]
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.set_postfix_str(", ".join(words))
+        elif self._plain and (step >= self._total or time.monotonic() - self._spoke >= _PLAIN_SECONDS):
+            self._spoke = time.monotonic()
+            print(f"step {step}/{self._total}, " + ", ".join(words), file=sys.stderr, flush=True)
+
+
+class _Rows:
+    """Lines of a file that grows: appended one write a line, or, in a bucket, uploaded whole once a minute."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._remote = "://" in str(path)
+        self._file = None if self._remote else path.open("a")
+        self._text = path.read_text() if self._remote and path.exists() else ""
+        self._sent = time.monotonic()
+
+    def append(self, line: str) -> None:
+        if self._file:
+            self._file.write(line + "\n")
+            self._file.flush()
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._sent > _REMOTE_SECONDS:
+            self._upload()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        else:
+            self._upload()
+
+    def _upload(self) -> None:
+        files.write(self._path, self._text)
+        self._sent = time.monotonic()
+
+
+def truncate(workdir: epath.PathLike, step: int) -> None:
+    """Drops the rows of `metrics.jsonl` after `step`, atomically; call it before a run is resumed from there.
+
+    A line that a killed process left half written is dropped with a warning.
+    """
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        return
+    text = path.read_text()
+    kept = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError):
+            logging.getLogger(__name__).warning("%s: line %d is not a whole row, dropped", path, number)
+    if "".join(kept) != text:
+        files.write(path, "".join(kept))
+
+
+def grid(images: Any, columns: int = 0, scale: int = 0) -> np.ndarray:
+    """One picture of many.
+
+    Args:
+      images: (n, h, w, c), uint8 or floats in [-1, 1]; values outside are clipped, NaN is black. Of two channels the
+        picture shows red and green, of more than three the first three.
+      columns: images in a row; 0: as many as make the picture near square.
+      scale: whole factor by which pixels are enlarged; 0: the least with which the longer side has 56 pixels.
+
+    Returns:
+      uint8 (H, W, 1 or 3), row by row, with 2 white pixels between images and around them.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or 0 in images.shape:
+        raise InputError(f"a grid of images of shape {images.shape}: expected (n, h, w, c), none of them 0")
+    if images.dtype != np.uint8:
+        images = np.nan_to_num((images.astype(np.float32) + 1) * 127.5, nan=0.0)
+        images = np.clip(np.round(images), 0, 255).astype(np.uint8)
+    n, h, w, c = images.shape
+    if c == 2:
+        images = np.concatenate([images, np.zeros_like(images[..., :1])], axis=-1)
+    images = images[..., : 1 if c == 1 else 3]
+    scale = scale or max(1, math.ceil(_TILE / max(h, w)))
+    columns = min(n, columns or math.ceil(math.sqrt(n * h / w)))
+    rows = math.ceil(n / columns)
+    tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    tiles = np.pad(tiles, ((0, 0), (_PADDING, 0), (_PADDING, 0), (0, 0)), constant_values=255)
+    tiles = np.pad(tiles, ((0, rows * columns - n), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    _, th, tw, c = tiles.shape
+    tiles = tiles.reshape(rows, columns, th, tw, c).swapaxes(1, 2).reshape(rows * th, columns * tw, c)
+    return np.pad(tiles, ((0, _PADDING), (0, _PADDING), (0, 0)), constant_values=255)
+
+
+def save_png(path: epath.PathLike, array: np.ndarray) -> None:
+    """Writes uint8 (h, w), (h, w, 1) or (h, w, 3) as a PNG, atomically."""
+    from PIL import Image
+
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
+        raise InputError(f"a PNG of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 1) or (h, w, 3)")
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array).save(buffer, format="PNG")
+    files.write(path, buffer.getvalue())

@@ -1,0 +1,192 @@
+"""A generator with its weights: what a run leaves behind, and what a running game samples from.
+
+    gan = jaxgan.load("runs/digits")
+    images = gan.sample(jax.random.key(0), 64)          # (64, h, w, c) in [-1, 1]
+"""
+
+import dataclasses
+import functools
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.scipy.special import erf, erfinv
+
+from jaxgan import adversarial, checkpoint, flags, lookup, models
+from jaxgan.errors import InputError
+
+BATCH = 128  # images of one compiled call
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(generator: nn.Module, params, variables, z, label):
+    with jax.default_matmul_precision("highest"):  # the same images from a script, a notebook and the run itself
+        return generator.apply({"params": params, **variables}, z, label, train=False)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _standing(generator: nn.Module, params, variables, key):
+    classes = generator.num_classes
+    label_of = (lambda key, n: jax.random.randint(key, (n,), 0, classes)) if classes else None
+    with jax.default_matmul_precision("highest"):
+        return adversarial.standing(generator, params, variables, key, label_of)
+
+
+_latents = jax.jit(adversarial.latents, static_argnums=2)
+
+
+@jax.jit
+def truncated(z: jax.Array, bound: float) -> jax.Array:
+    """N(0, I) -> N(0, I) restricted to |z| <= bound, each element by its quantile: so the same images, moved inwards."""
+    inner = math.sqrt(2) * erfinv(erf(z / math.sqrt(2)) * erf(bound / math.sqrt(2)))
+    return jnp.clip(inner, -bound, bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A generator and the weights to sample with (the moving average, where the game kept one)."""
+
+    generator: nn.Module
+    params: Any
+    variables: Any
+
+    @classmethod
+    def of(cls, generator: nn.Module, params: Any, variables: Any) -> "Trained":
+        """Measures the batch statistics of these weights, once (`adversarial.standing`)."""
+        return cls(generator, params, _standing(generator, params, variables, jax.random.key(0)))
+
+    def latents(self, key: jax.Array, n: int, truncation: float | None = None) -> jax.Array:
+        """(n, latent), row i a function of the key and i alone.
+
+        truncation: the largest |z| (arXiv:1809.11096, section 3.1), which trades variety for fidelity.
+        """
+        if n < 1:
+            raise InputError(f"{n} images: expected at least 1")
+        if truncation is not None and not truncation > 0:
+            raise InputError(f"truncation {truncation}: expected a number above 0, the largest |z|")
+        z = _latents(key, jnp.arange(n), self.generator.latent)
+        return z if truncation is None else truncated(z, truncation)
+
+    def sample(self, key: jax.Array, n: int, label: Any = None, truncation: float | None = None) -> np.ndarray:
+        """n images (n, h, w, c), float32 in [-1, 1]; image i depends on the key and i, not on n.
+
+        label: classes (n,) or one for all, for a conditional generator; by default they take turns.
+        """
+        return self.images(self.latents(key, n, truncation), label)
+
+    def images(self, z: jax.Array, label: Any = None) -> np.ndarray:
+        """Latents (n, latent) -> images (n, h, w, c)."""
+        return np.concatenate(list(self.batches(z, label)))
+
+    def batches(self, z: jax.Array, label: Any = None) -> Iterator[np.ndarray]:
+        """`images` in parts of at most `BATCH`, for more of them than memory holds."""
+        n = len(z)
+        label = self.labels(label, n)
+        for start in range(0, n, BATCH):
+            # The last batch is filled up, so that every call has one compiled shape.
+            rows = np.minimum(np.arange(start, start + min(BATCH, n)), n - 1)
+            part = None if label is None else label[rows]
+            images = _generate(self.generator, self.params, self.variables, z[rows], part)
+            yield np.asarray(images)[: n - start]
+
+    def labels(self, label: Any, n: int) -> np.ndarray | None:
+        """int32 (n,) for a conditional generator, else None. Raises InputError for classes that it does not have."""
+        classes = self.generator.num_classes
+        if not classes:
+            if label is not None:
+                raise InputError("a class was asked for, but this generator is unconditional")
+            return None
+        label = np.arange(n) % classes if label is None else np.asarray(label)
+        if label.shape not in ((), (n,)) or not np.issubdtype(label.dtype, np.integer):
+            raise InputError(f"labels {label.dtype} {label.shape}: expected one integer, or {n}")
+        for wrong in label[(label < 0) | (label >= classes)].flat:
+            raise InputError(f"class {wrong}: this generator has the classes 0 to {classes - 1}")
+        return np.broadcast_to(label, n).astype(np.int32)
+
+
+def network(module: nn.Module) -> dict[str, Any]:
+    """A network as its path and arguments, for config.json; `build` is the inverse."""
+    arguments = {name: getattr(module, name) for name in _fields(type(module))}
+    if "dtype" in arguments:
+        arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
+    return {"path": f"{_home(type(module))}:{type(module).__qualname__}", "arguments": arguments}
+
+
+def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
+    """The network that `network` described, a class of `jaxgan.models`; only if `allow`, one of any module.
+
+    Importing a module runs its code, and whoever wrote a config.json chose the path in it.
+    """
+    try:
+        (home, name), arguments = stored["path"].split(":"), dict(stored["arguments"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{str(stored)[:60]!r} is no network; expected a path, pkg.module:name, and arguments") from None
+    package, _, module = home.rpartition(".")
+    if not allow and not (package == models.__name__ and module in lookup.names(models)):
+        raise InputError(f"the network {stored['path']!r} lies outside {models.__name__}; --allow_code (allow=True) runs it")
+    try:
+        found = vars(importlib.import_module(home)).get(name)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"cannot import {home!r} for the network: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == home):
+        raise InputError(f"{home!r} defines no network {name!r}")
+    try:
+        for argument in arguments.keys() - _fields(found):
+            raise TypeError(f"it has no argument {argument!r}")
+        if "dtype" in arguments:
+            arguments["dtype"] = jnp.dtype(arguments["dtype"])
+        return found(**{key: _frozen(value) for key, value in arguments.items()})
+    except TypeError as error:
+        raise InputError(f"cannot build the network {stored['path']!r}: {error}") from None
+
+
+def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -> Trained:
+    """The generator of a run directory, from its newest checkpoint or that of `step`.
+
+    allow: whether a network outside jaxgan may be imported, which runs its code.
+    Raises InputError for what is no run, has no generator, or holds weights that are not those of its network.
+    """
+    run = epath.Path(run).expanduser()
+    networks = flags.read(run).get("networks")
+    if not isinstance(networks, dict) or "generator" not in networks:
+        raise InputError(f"the config.json of {str(run)!r} names no generator")
+    generator = build(networks["generator"], allow)
+    players = checkpoint.read(run / "checkpoints", step).get("players", {})
+    if "gen" not in players:
+        raise InputError(f"the checkpoint of {str(run)!r} has no player 'gen', but {sorted(players)}")
+    player = jax.device_put(players["gen"])
+    params, variables = player.get("ema") or player["params"], player.get("variables", {})
+    try:
+        z = jax.ShapeDtypeStruct((1, generator.latent), jnp.float32)
+        label = jax.ShapeDtypeStruct((1,), jnp.int32) if generator.num_classes else None
+        image = jax.eval_shape(functools.partial(_generate, generator), params, variables, z, label)
+        assert image.shape == (1, *generator.shape), f"its images are {image.shape[1:]}, not {generator.shape}"
+    except Exception as error:  # whatever a network says to weights or arguments that are not its own
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the checkpoint of {str(run)!r} does not fit the network in its config.json: {reason}") from error
+    return Trained.of(generator, params, variables)
+
+
+def _fields(cls: type[nn.Module]) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")]
+
+
+def _home(cls: type) -> str:
+    """The name under which another process imports the module of `cls`: a script is `__main__` only while it runs."""
+    main = sys.modules["__main__"]
+    if cls.__module__ != "__main__" or not hasattr(main, "__file__"):
+        return cls.__module__
+    return main.__spec__.name if main.__spec__ else Path(main.__file__).stem
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, which JSON has made of tuples, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,0 +1,174 @@
+import io
+import json
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxgan import report
+from jaxgan.errors import InputError
+from jaxgan.report import Report, grid, save_png, truncate
+
+
+def rows(workdir):
+    def strict(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return [json.loads(line, parse_constant=strict) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_hold_the_same_bits(tmp_path):
+    loss = np.float32(0.1)
+    scalars = {"gen/loss": loss, "disc/loss": jnp.float32(1 / 3), "bad": np.nan, "worse": -np.inf, "count": np.int32(7)}
+    with Report(tmp_path, total_steps=10, batch_size=4, tensorboard=False, bar=False) as run:
+        run.log(1, 4, scalars)
+    (row,) = rows(tmp_path)
+    assert list(row) == ["step", "images", *sorted(scalars), "seconds", "images_per_second"]
+    assert np.float32(row["gen/loss"]) == loss and row["gen/loss"] == float(loss)
+    assert np.float32(row["disc/loss"]) == np.float32(1 / 3)
+    assert row["bad"] is None and row["worse"] is None and row["count"] == 7
+    assert row["step"] == 1 and row["images"] == 4 and row["images_per_second"] is None
+
+
+def test_rate_leaves_out_compilation_and_pauses(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+
+    def later(seconds):
+        clock[0] += seconds
+
+    with Report(tmp_path, total_steps=40, batch_size=8, tensorboard=False, bar=False) as run:
+        later(100)
+        with run.paused():
+            later(50)
+        later(2)
+        run.log(10, 80, {})
+        later(3)
+        with run.paused():
+            later(1000)
+        later(1)
+        run.log(20, 160, {})
+    assert [row["images_per_second"] for row in rows(tmp_path)] == [40.0, 20.0]
+    assert [row["seconds"] for row in rows(tmp_path)] == [152.0, 1156.0]
+
+
+def test_truncate(tmp_path, caplog):
+    truncate(tmp_path, 3)  # nothing there: nothing to do
+    with Report(tmp_path, total_steps=9, batch_size=1, tensorboard=False, bar=False) as run:
+        for step in range(1, 6):
+            run.log(step, step, {"loss": step / 3})
+    before = rows(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "im')
+    truncate(tmp_path, 3)
+    assert rows(tmp_path) == before[:3]
+    assert len(caplog.records) == 1 and "line 6" in caplog.text
+    with Report(tmp_path, total_steps=9, batch_size=1, start_step=3, tensorboard=False, bar=False) as run:
+        run.log(4, 4, {"loss": 4 / 3})
+    assert [row["loss"] for row in rows(tmp_path)] == [row["loss"] for row in before[:4]]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_plain_lines(tmp_path, capsys):
+    with Report(tmp_path, total_steps=3, batch_size=2, tensorboard=False) as run:
+        for step in (1, 2, 3):
+            run.log(step, 2 * step, {"disc/loss": 0.25, "disc/norm": 9.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # the first and the last; the second came too soon after the first
+    assert lines[0] == "step 1/3, 0.0 kimg, disc/loss 0.25"
+    assert lines[1].startswith("step 3/3, 0.0 kimg, ") and "img/s" in lines[1] and "left" in lines[1]
+
+
+def test_bar(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Report(tmp_path, total_steps=8, batch_size=2, start_step=2, tensorboard=False) as run:
+        with run.paused():
+            pass
+        time.sleep(0.01)
+        run.log(4, 8, {"gen/loss": 0.5})
+        run.note("a line of its own")
+    shown = terminal.getvalue()
+    assert "50%" in shown and "4/8" in shown and "img/s" in shown and "gen/loss 0.5" in shown
+    assert "a line of its own\n" in shown
+
+
+def test_pictures(tmp_path):
+    picture = np.arange(60 * 60 * 3, dtype=np.uint8).reshape(60, 60, 3)
+    with Report(tmp_path, total_steps=3, batch_size=2, tensorboard=False, bar=False) as run:
+        run.picture("", 12, 24, picture)
+        run.picture("cycle/there", 12, 24, picture[..., :1])
+    assert (np.asarray(Image.open(tmp_path / "samples" / "0000012.png")) == picture).all()
+    assert (np.asarray(Image.open(tmp_path / "samples" / "cycle_there_0000012.png")) == picture[..., 0]).all()
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 20), h=st.integers(1, 70), w=st.integers(1, 70), c=st.integers(1, 5), columns=st.integers(0, 5))
+def test_grid_holds_every_image(n, h, w, c, columns):
+    images = np.random.default_rng(0).integers(0, 256, (n, h, w, c), dtype=np.uint8)
+    picture = grid(images, columns)
+    scale = max(1, -(-56 // max(h, w)))
+    th, tw = h * scale + 2, w * scale + 2
+    across = (picture.shape[1] - 2) // tw
+    assert picture.shape[2] == (1 if c == 1 else 3) and picture.dtype == np.uint8
+    assert across == min(n, columns) or not columns
+    for i in range(n):
+        top, left = divmod(i, across)
+        tile = picture[2 + top * th : (top + 1) * th : scale, 2 + left * tw : (left + 1) * tw : scale]
+        assert (tile[..., : min(c, 3)] == images[i, ..., :3]).all()
+    assert (picture[:2] == 255).all() and (picture[-2:] == 255).all()
+
+
+def test_grid_of_floats():
+    values = np.array([-1, 1, 0, -3, 3, np.nan], np.float32).reshape(6, 1, 1, 1)
+    picture = grid(values, columns=6, scale=1)
+    assert picture[2, 2::3, 0].tolist() == [0, 255, 128, 0, 255, 0]
+    exact = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    again = grid(exact.astype(np.float32) / 127.5 - 1, scale=1)
+    assert (again == grid(exact, scale=1)).all()
+    assert grid(np.zeros((64, 8, 8, 1))).shape == (8 * 58 + 2, 8 * 58 + 2, 1)
+    with pytest.raises(InputError, match=r"\(0, 8, 8, 1\)"):
+        grid(np.zeros((0, 8, 8, 1)))
+    with pytest.raises(InputError, match="float64"):
+        save_png("x.png", np.zeros((8, 8, 3)))
+
+
+def test_tensorboard_reads_it(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = np.random.default_rng(0).integers(0, 256, (62, 62, 3), dtype=np.uint8)
+    with Report(tmp_path, total_steps=9, batch_size=2, bar=False) as run:
+        for step in (1, 2, 3):
+            run.log(step, 2 * step, {"disc/loss": step / 4})
+        run.picture("", 2, 4, picture)
+        run.picture("grey", 2, 4, picture[..., :1])
+    time.sleep(1.1)  # event files are ordered by a name that holds whole seconds
+    with Report(tmp_path, total_steps=9, batch_size=2, start_step=2, bar=False) as run:
+        run.log(3, 6, {"disc/loss": 9.0})
+    events = accumulator.EventAccumulator(str(tmp_path), size_guidance={accumulator.IMAGES: 0})
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("disc/loss")]
+    assert scalars == [(1, 0.25), (2, 0.5), (3, 9.0)]  # what came after the step of the resumed run is superseded
+    (image,) = events.Images("samples")
+    assert image.step == 2
+    assert (np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) == picture).all()
+    (grey,) = events.Images("grey")
+    shown = np.asarray(Image.open(io.BytesIO(grey.encoded_image_string)).convert("L"))
+    assert (shown == picture[..., 0]).all()
+
+
+def test_tensorboard_is_imported_only_when_asked_for(tmp_path):
+    script = (
+        "import sys; from jaxgan.report import Report\n"
+        f"Report({str(tmp_path)!r}, total_steps=1, batch_size=1, tensorboard=False).close()\n"
+        "print([name for name in ('jax', 'PIL', 'tensorboardX') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

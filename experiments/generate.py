@@ -11,6 +11,7 @@ A folder holds numbered PNGs, those of a conditional model in a sub-folder for e
 
 import dataclasses
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def main(config: Config) -> None:
     key = jax.random.key(config.seed)
     try:
         if ending == ".gif":
-            stops = [gan.latents(k, config.num) for k in (key, *jax.random.split(key, STOPS - 1))]
+            stops = gan.latents(key, STOPS * config.num).reshape(STOPS, config.num, -1)
             files.write(out, animate(gan, stops, label, config))
         else:
             batches = generate(gan, gan.latents(key, config.num, config.truncation), label)
@@ -100,7 +101,7 @@ def check(config: Config) -> tuple[epath.Path, str]:
         elif "://" not in config.out:
             parent = next(p for p in out.absolute().parents if p.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder that may be written to")
+                raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
     except OSError as error:
         raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
     return out, ending
@@ -112,9 +113,11 @@ def check_replaceable(config: Config, out: epath.Path, ending: str) -> None:
         raise InputError(f"--out={config.out} exists; choose another name, or replace it with --overwrite")
     if out.is_dir() == bool(ending):
         raise InputError(f"--out={config.out} is a {'folder' if ending else 'file'}; choose another name")
-    for file in () if ending else out.rglob("*"):
-        if not re.fullmatch(r"(\d+/)?\d+(\.png)?", file.relative_to(out).as_posix()):
-            raise InputError(f"--out={config.out} holds other files, such as {file.name!r}; choose another name")
+    inside = [] if ending else list(out.iterdir())
+    for path in itertools.chain(inside, *(folder.iterdir() for folder in inside if folder.is_dir())):
+        name = path.relative_to(out).as_posix()
+        if not re.fullmatch(r"\d+" if path in inside and path.is_dir() else r"(\d+/)?\d+\.png", name):
+            raise InputError(f"--out={config.out} holds other files, such as {name!r}; choose another name")
 
 
 def generate(gan: Trained, z: jax.Array, label: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -136,7 +139,7 @@ def archive(images: np.ndarray, label: np.ndarray | None) -> bytes:
     return buffer.getvalue()
 
 
-def animate(gan: Trained, stops: list[jax.Array], label: np.ndarray | None, config: Config) -> bytes:
+def animate(gan: Trained, stops: jax.Array, label: np.ndarray | None, config: Config) -> bytes:
     """A GIF that loops; its first frame is the grid that the same flags make of a .png."""
     path = walk(stops, config.frames)
     latents = path if config.truncation is None else (trained.truncated(z, config.truncation) for z in path)
@@ -151,11 +154,11 @@ def animate(gan: Trained, stops: list[jax.Array], label: np.ndarray | None, conf
     return buffer.getvalue()
 
 
-def walk(stops: list[jax.Array], frames: int) -> Iterator[jax.Array]:
-    """Points on the way through latents (n, latent) and back to the first.
+def walk(stops: jax.Array, frames: int) -> Iterator[jax.Array]:
+    """Points (n, latent) on the way through stops (s, n, latent) and back to the first.
 
-    An arc between independent stops: cos² + sin² = 1, so every point of it is N(0, I) as the stops are, where a straight
-    line would pass through latents far shorter than any the generator was trained on (arXiv:1609.04468, section 2.1).
+    Between independent stops lie arcs, whose points are all N(0, I), since cos² + sin² = 1. A straight line would pass
+    through latents far shorter than any that the generator was trained on (arXiv:1609.04468, section 2.1).
     """
     for t in np.arange(frames) * (len(stops) / frames):
         i, angle = int(t), (t % 1) * np.pi / 2

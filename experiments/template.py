@@ -2,6 +2,8 @@
 
     python -m experiments.template --workdir=runs/mine --steps=200
     python -m experiments.generate --run=runs/mine --out=mine.png --allow_code
+
+experiments/image.py has what this leaves out: evaluation, conditioning, schedules, several penalties.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, loop, lookup, losses, models, parallel, penalties, report
+from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report
 from jaxgan.config import Common
 from jaxgan.flags import option
 from jaxgan.game import State
@@ -23,12 +25,12 @@ from jaxgan.trained import Trained, network
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
-    # Each field is a flag. Those that every experiment has are in jaxgan/config.py; to change a default, repeat one here.
+    # Each field is a flag. Those of every experiment are in jaxgan/config.py; to change a default, repeat one here.
     steps: int = option(2000, "training steps", resumable=True)
     model: str = option("mlp", "an architecture of jaxgan/models: its discriminator plays against the generator below")
     width: int = option(256, "hidden units of the generator")
     learning_rate: float = option(2e-4, "of both players' Adam")
-    r1: float = option(0.1, "γ of the R1 penalty")
+    r1: float = option(0.1, "weight of the R1 penalty")
 
 
 # A row of flags for each result that you want to reproduce by name: --preset=wide.
@@ -58,12 +60,12 @@ def main(config: Config) -> None:
     devices = parallel.devices_for(config.batch_size, config.devices)
     options = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     source = data.load(config.dataset, **{name: getattr(config, name) for name in options})
-    dtype = jnp.dtype(config.dtype)
+    home, dtype = lookup.module("model", config.model, models), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),
-        lookup.module("model", config.model, models).Discriminator(source.shape, dtype=dtype),
+        lookup.member("network", "Discriminator", home, type)(source.shape, dtype=dtype),
     )
-    # Your loss: `losses.Loss(disc, gen)`, two functions of logits; see jaxgan/losses.py, or give --loss=pkg.module:name.
+    # Your loss: `losses.Loss(disc, gen)`, two functions of logits, in place of this lookup; see jaxgan/losses.py.
     loss = lookup.member("loss", config.loss, losses, losses.Loss)
     # Your game: where two players and these moves do not do, write `Game(players, moves)`; see jaxgan/game.py.
     game = adversarial.game(
@@ -80,7 +82,8 @@ def main(config: Config) -> None:
 
     def sample(state: State) -> np.ndarray:
         gen = state.players["gen"]
-        return report.grid(Trained.of(pair.generator, gen.averaged, gen.variables).sample(jax.random.key(config.seed), 64))
+        gan = Trained.of(pair.generator, gen.averaged, gen.variables)
+        return report.grid(gan.sample(jax.random.key(config.seed), 64))
 
     options = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})

@@ -77,7 +77,7 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
             stored = ", ".join(f.value for f in known)
             raise InputError(
                 f"{builder.data_dir} holds {stored}, which cannot be read at random; convert it: pip install "
-                f'"jaxgan[tfds]" apache-beam && tfds convert_format --dataset_version_dir={builder.data_dir} '
+                f'"jaxgan[tfds]" apache-beam mlcroissant && tfds convert_format --dataset_version_dir={builder.data_dir} '
                 f"--out_file_format={FORMAT}; or prepare it anew in another --data_dir"
             )
         return builder

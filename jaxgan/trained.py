@@ -2,6 +2,8 @@
 
     gan = jaxgan.load("runs/digits")
     images = gan.sample(jax.random.key(0), 64)          # (64, h, w, c) in [-1, 1]
+
+Loading runs no code from outside jaxgan, unless the caller allows it.
 """
 
 import dataclasses
@@ -45,7 +47,7 @@ _latents = jax.jit(adversarial.latents, static_argnums=2)
 
 @jax.jit
 def truncated(z: jax.Array, bound: float) -> jax.Array:
-    """N(0, I) -> N(0, I) restricted to |z| <= bound, each element by its quantile: so the same images, moved inwards."""
+    """N(0, I) -> N(0, I) restricted to |z| <= bound, each element by its quantile: the same images, moved inwards."""
     inner = math.sqrt(2) * erfinv(erf(z / math.sqrt(2)) * erf(bound / math.sqrt(2)))
     return jnp.clip(inner, -bound, bound)
 
@@ -72,7 +74,8 @@ class Trained:
             raise InputError(f"{n} images: expected at least 1")
         if truncation is not None and not truncation > 0:
             raise InputError(f"truncation {truncation}: expected a number above 0, the largest |z|")
-        z = _latents(key, jnp.arange(n), self.generator.latent)
+        # Whole batches of them, as the program takes seconds to compile and hardly any time to run.
+        z = _latents(key, jnp.arange(-(-n // BATCH) * BATCH), self.generator.latent)[:n]
         return z if truncation is None else truncated(z, truncation)
 
     def sample(self, key: jax.Array, n: int, label: Any = None, truncation: float | None = None) -> np.ndarray:
@@ -128,10 +131,10 @@ def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
     try:
         (home, name), arguments = stored["path"].split(":"), dict(stored["arguments"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{str(stored)[:60]!r} is no network; expected a path, pkg.module:name, and arguments") from None
+        raise InputError(f"{str(stored)[:60]!r} is no network; expected a path pkg.module:name and arguments") from None
     package, _, module = home.rpartition(".")
     if not allow and not (package == models.__name__ and module in lookup.names(models)):
-        raise InputError(f"the network {stored['path']!r} lies outside {models.__name__}; --allow_code (allow=True) runs it")
+        raise InputError(f"{stored['path']!r} lies outside {models.__name__}; to run it: --allow_code, allow=True")
     try:
         found = vars(importlib.import_module(home)).get(name)
     except (ImportError, ValueError) as error:
@@ -171,7 +174,7 @@ def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -
         assert image.shape == (1, *generator.shape), f"its images are {image.shape[1:]}, not {generator.shape}"
     except Exception as error:  # whatever a network says to weights or arguments that are not its own
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the checkpoint of {str(run)!r} does not fit the network in its config.json: {reason}") from error
+        raise InputError(f"the checkpoint of {str(run)!r} does not fit the network of its config: {reason}") from error
     return Trained.of(generator, params, variables)
 
 

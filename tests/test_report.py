@@ -114,17 +114,26 @@ def test_pictures(tmp_path):
 @given(n=st.integers(1, 20), h=st.integers(1, 70), w=st.integers(1, 70), c=st.integers(1, 5), columns=st.integers(0, 5))
 def test_grid_holds_every_image(n, h, w, c, columns):
     images = np.random.default_rng(0).integers(0, 256, (n, h, w, c), dtype=np.uint8)
-    picture = grid(images, columns)
-    scale = max(1, -(-56 // max(h, w)))
-    th, tw = h * scale + 2, w * scale + 2
+    picture = grid(images, columns, scale=1)
+    th, tw = h + 2, w + 2
     across = (picture.shape[1] - 2) // tw
     assert picture.shape[2] == (1 if c == 1 else 3) and picture.dtype == np.uint8
     assert across == min(n, columns) or not columns
     for i in range(n):
         top, left = divmod(i, across)
-        tile = picture[2 + top * th : (top + 1) * th : scale, 2 + left * tw : (left + 1) * tw : scale]
+        tile = picture[2 + top * th : (top + 1) * th, 2 + left * tw : (left + 1) * tw]
         assert (tile[..., : min(c, 3)] == images[i, ..., :3]).all()
     assert (picture[:2] == 255).all() and (picture[-2:] == 255).all()
+
+
+def test_small_images_are_enlarged_smoothly():
+    ramp = np.arange(0, 80, 10, dtype=np.uint8)[None, None, :, None].repeat(8, axis=1)
+    tile = grid(ramp)[2:-2, 2:-2, 0].astype(int)
+    assert tile.shape == (56, 56)
+    x = (np.arange(56) + 0.5) / 7 - 0.5  # where each pixel lies in the small image; bicubic is exact on a ramp
+    inner = slice(14, 42)
+    np.testing.assert_allclose(tile[28, inner], 10 * x[inner], atol=0.51)
+    assert (grid(np.full((3, 8, 8, 2), 77, np.uint8))[2:58, 2:58] == [77, 77, 0]).all()
 
 
 def test_grid_of_floats():

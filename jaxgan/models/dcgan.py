@@ -26,9 +26,12 @@ def _around_one(key, shape, dtype=jnp.float32):
 
 
 def sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Heights and widths from the image's down to the base's: (28, 28), (14, 14), (7, 7)."""
+    """Heights and widths from the image's down to the base's: (28, 28), (14, 14), (7, 7).
+
+    Images of 4 to 14 pixels are halved twice all the same: a discriminator of one layer would see patches alone.
+    """
     result = [(shape[0], shape[1])]
-    while min(result[-1]) > 7:
+    while min(result[-1]) > 7 or (len(result) < 3 and min(result[0]) >= 4):
         h, w = result[-1]
         result.append((-(-h // 2), -(-w // 2)))
     return result

@@ -1,0 +1,309 @@
+"""Convolutions with hand-written derivatives against those of lax, and batch normalisation against NumPy."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxgan import collectives
+from jaxgan.layers import BatchNorm, Conv, ConvTranspose, same_padding
+from jaxgan.layers.conv import conv, conv_transpose
+
+
+def reference(x, w, stride, pads):
+    return lax.conv_general_dilated(x, w, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def reference_transpose(y, w, stride, pads, size):
+    x = jax.ShapeDtypeStruct((len(y), *size, w.shape[2]), y.dtype)
+    return jax.linear_transpose(lambda x: reference(x, w, stride, pads), x)(y)[0]
+
+
+@st.composite
+def geometry(draw):
+    """(b, h, w, c, d, kernel, stride, pads), pads of 'SAME', of 'VALID', or any that leave the kernel within them."""
+    h, w = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    kernel, stride = draw(st.sampled_from((1, 3, 4, 5))), draw(st.integers(1, 3))
+    side = st.integers(0, kernel)
+    kind = draw(st.sampled_from(("same", "valid", "any")))
+    pads = {
+        "same": same_padding((h, w), kernel, stride),
+        "valid": ((0, 0), (0, 0)),
+        "any": ((draw(side), draw(side)), (draw(side), draw(side))),
+    }[kind]
+    assume(h + sum(pads[0]) >= kernel and w + sum(pads[1]) >= kernel)
+    return draw(st.integers(1, 3)), h, w, draw(st.integers(1, 3)), draw(st.integers(1, 3)), kernel, stride, pads
+
+
+# Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def operands(b, h, w, c, d, kernel, stride, pads):
+    """Standard normal x (b, h, w, c), kernel (k, k, c, d) and y (b, oh, ow, d)."""
+    out = tuple((n + sum(p) - kernel) // stride + 1 for n, p in zip((h, w), pads, strict=True))
+    rng = np.random.default_rng([b, h, w, c, d, kernel, stride])
+    shapes = (b, h, w, c), (kernel, kernel, c, d), (b, *out, d)
+    return tuple(jnp.float32(rng.normal(size=shape)) for shape in shapes)
+
+
+SAME_4_2 = (2, 6, 7, 2, 3, 4, 2, same_padding((6, 7), 4, 2))
+LEFTOVER = (1, 9, 8, 2, 1, 3, 3, ((0, 0), (0, 0)))  # a last row and column that no tap reaches
+GAPS = (2, 8, 5, 1, 2, 1, 3, ((0, 0), (0, 0)))  # pixels between taps that none reaches
+
+
+def orders(function, x, w):
+    """`function(x, w)`, its gradients by each operand, and the gradients of a function of those."""
+
+    def first(x, w, v):
+        y, pull = jax.vjp(function, x, w)
+        return pull(v), y
+
+    def second(x, w, v):
+        (by_x, by_w), y = first(x, w, v)
+        return jnp.sum(jnp.sin(by_x)) + jnp.sum(jnp.sin(by_w)) + jnp.sum(jnp.sin(y))
+
+    y = function(x, w)
+    v = jnp.cos(y)
+    return y, first(x, w, v)[0], jax.grad(second, argnums=(0, 1, 2))(x, w, v)
+
+
+def assert_near(given, wanted):
+    for g, w in zip(jax.tree.leaves(given), jax.tree.leaves(wanted), strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5 * max(1, np.abs(w).max()))
+
+
+@settings(max_examples=5)
+@given(geometry())
+@example(SAME_4_2)
+@example(LEFTOVER)
+@example(GAPS)
+def test_conv_and_its_derivatives(shape):
+    *_, stride, pads = shape
+    x, w, y = operands(*shape)
+
+    @quick
+    def both(x, w):
+        mine = orders(lambda x, w: conv(x, w, stride, pads), x, w)
+        return mine, orders(lambda x, w: reference(x, w, stride, pads), x, w)
+
+    mine, wanted = both(x, w)
+    assert mine[0].shape == y.shape
+    assert_near(mine, wanted)
+
+
+@settings(max_examples=5)
+@given(geometry())
+@example(SAME_4_2)
+@example(LEFTOVER)
+@example(GAPS)
+def test_conv_transpose_and_its_derivatives(shape):
+    _, h, width, *_, stride, pads = shape
+    x, w, y = operands(*shape)
+
+    @quick
+    def both(y, w):
+        mine = orders(lambda y, w: conv_transpose(y, w, stride, pads, (h, width)), y, w)
+        return mine, orders(lambda y, w: reference_transpose(y, w, stride, pads, (h, width)), y, w)
+
+    mine, wanted = both(y, w)
+    assert mine[0].shape == x.shape
+    assert_near(mine, wanted)
+
+
+@settings(max_examples=12)
+@given(geometry())
+@example(LEFTOVER)
+def test_transpose_is_the_adjoint(shape):
+    """<x * w, y> = <x, y *ᵀ w>, in float64 sums of float32 products."""
+    *_, stride, pads = shape
+    x, w, y = operands(*shape)
+    both = quick(lambda x, w, y: (conv(x, w, stride, pads), conv_transpose(y, w, stride, pads, x.shape[1:3])))
+    convolved, transposed = both(x, w, y)
+    there, back = np.vdot(np.float64(convolved), np.float64(y)), np.vdot(np.float64(x), np.float64(transposed))
+    assert there == pytest.approx(back, rel=1e-5, abs=1e-5 * float(np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 7), st.integers(1, 4))
+def test_same_padding(h, w, kernel, stride):
+    """As lax has it: ceil(n / stride) outputs, the odd pixel of padding at the end."""
+    wanted = lax.padtype_to_pads((h, w), (kernel, kernel), (stride, stride), "SAME")
+    assert same_padding((h, w), kernel, stride) == tuple(wanted)
+
+
+def test_half_precision_stays():
+    x, w, y = (a.astype(jnp.bfloat16) for a in operands(*SAME_4_2))
+    pads = SAME_4_2[-1]
+
+    def everything(x, w, y):
+        z, pull = jax.vjp(lambda x, w: conv(x, w, 2, pads), x, w)
+        return z, pull(y), conv_transpose(y, w, 2, pads, (6, 7))
+
+    assert {a.dtype for a in jax.tree.leaves(jax.eval_shape(everything, x, w, y))} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, "SAME"), (3, 1, "SAME"), (5, 2, "VALID")])
+def test_module_against_flax(kernel, stride, padding):
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 9, 6, 3)))
+    mine = Conv(5, kernel, stride, padding, bias := padding == "SAME")
+    theirs = nn.Conv(5, (kernel, kernel), (stride, stride), padding, use_bias=bias)
+
+    @quick
+    def both(x):
+        params = mine.init(jax.random.key(0), x)
+        params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that is not zero
+        return params, theirs.init(jax.random.key(0), x), mine.apply(params, x), theirs.apply(params, x)
+
+    params, their_params, y, wanted = both(x)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, their_params)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (8, 5)])
+def test_transposed_module(size):
+    """(b, ceil(h/2), ceil(w/2), c) -> (b, h, w, f); on even sizes it is what lax and Flax call a transposed convolution."""
+    y = jnp.float32(np.random.default_rng(0).normal(size=(2, 4, 3, 3)))
+    module = ConvTranspose(5, 4, 2, size)
+    params = jax.tree.map(lambda p: p + 0.1, quick(module.init)(jax.random.key(0), y))
+    x = quick(module.apply)(params, y)
+    w, bias = params["params"]["kernel"], params["params"]["bias"]
+    assert x.shape == (2, *size, 5) and w.shape == (4, 4, 5, 3)
+    np.testing.assert_allclose(x - bias, reference_transpose(y, w, 2, same_padding(size, 4, 2), size), atol=1e-4)
+    if size == (8, 6):
+        np.testing.assert_allclose(x - bias, lax.conv_transpose(y, w, (2, 2), "SAME", transpose_kernel=True), atol=1e-4)
+
+
+def test_transposed_module_without_a_size():
+    """(b, 1, 1, c) -> (b, k, k, f): one matrix product."""
+    y = jnp.float32(np.random.default_rng(0).normal(size=(2, 1, 1, 3)))
+    module = ConvTranspose(5, 4, 1, use_bias=False)
+    params = module.init(jax.random.key(0), y)
+    wanted = jnp.einsum("bc,uvfc->buvf", y[:, 0, 0], params["params"]["kernel"])
+    np.testing.assert_allclose(module.apply(params, y), wanted, atol=1e-5)
+    assert module.apply(params, jnp.ones((2, 3, 2, 3))).shape == (2, 6, 5, 5)
+
+
+def batches(n=5, offset=0.0, shape=(6, 3, 2, 4)):
+    rng = np.random.default_rng(1)
+    return [rng.normal(offset + i, 1 + i, shape).astype(np.float32) for i in range(n)]
+
+
+def normalised(x, params, epsilon=1e-5, mean=None, var=None):
+    """Batch normalisation in float64, with the batch's own moments unless others are given."""
+    x = np.float64(x)
+    mean = x.mean((0, 1, 2)) if mean is None else mean
+    var = x.var((0, 1, 2)) if var is None else var
+    return (x - mean) / np.sqrt(var + epsilon) * np.float64(params["scale"]) + np.float64(params["bias"])
+
+
+PARAMS = {"scale": jnp.float32([1, 2, 0.5, -1]), "bias": jnp.float32([0, 1, -1, 3])}
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.99])
+def test_batch_norm(momentum):
+    """The running moments are the plain average of 1 / (1 - momentum) batches, then an exponential one."""
+    module = BatchNorm(momentum=momentum)
+    train = jax.jit(lambda v, x: module.apply({"params": PARAMS, **v}, x, True, mutable=["batch_stats"]))
+    x = batches()
+    variables = module.init(jax.random.key(0), x[0], True)
+    assert {k: v.shape for k, v in variables["params"].items()} == {"scale": (4,), "bias": (4,)}
+    state = {"batch_stats": variables["batch_stats"]}
+    assert float(state["batch_stats"]["count"]) == 0  # initialisation is not training
+    mean, var = np.zeros(4), np.zeros(4)
+    for i, batch in enumerate(x):
+        y, state = train(state, batch)
+        np.testing.assert_allclose(y, normalised(batch, PARAMS), rtol=1e-4, atol=2e-5)
+        keep = min(momentum, i / (i + 1))
+        mean = keep * mean + (1 - keep) * np.float64(batch).mean((0, 1, 2))
+        var = keep * var + (1 - keep) * np.float64(batch).var((0, 1, 2))
+        stats = state["batch_stats"]
+        np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+    if momentum == 0.99:
+        np.testing.assert_allclose(stats["mean"], np.mean([b.mean((0, 1, 2)) for b in x], axis=0), rtol=1e-5)
+    y = module.apply({"params": PARAMS, **state}, x[0], False)
+    np.testing.assert_allclose(y, normalised(x[0], PARAMS, mean=mean, var=var), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_of_a_large_offset():
+    """Once the running mean is near, E[x²] - E[x]² around it loses nothing; at first it may cost a few digits."""
+    module = BatchNorm()
+    x = [10 * b.std() + np.float32(300) + b for b in batches(2)]
+    state = {"batch_stats": module.init(jax.random.key(0), x[0], True)["batch_stats"]}
+    for batch, tolerance in zip(x, (0.2, 1e-3), strict=True):
+        y, state = module.apply({"params": PARAMS, **state}, batch, True, mutable=["batch_stats"])
+        np.testing.assert_allclose(y, normalised(batch, PARAMS), atol=tolerance)
+
+
+def test_batch_norm_over_dense_features_and_its_gradient():
+    """(b, c) too; and the gradient, by x and the parameters, is that of the float64 formula (central differences)."""
+    module, x = BatchNorm(), np.float32(np.random.default_rng(2).normal(size=(5, 4)))
+    stats = module.init(jax.random.key(0), x, True)["batch_stats"]
+
+    def loss(params, x):
+        y, _ = module.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y))
+
+    by_params, by_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(PARAMS, x)
+    formula = lambda params, x: np.sum(np.sin(normalised(x[:, None, None], params)))  # noqa: E731
+
+    def difference(function, value, index, h=1e-6):
+        def at(step):
+            moved = np.array(value, np.float64)
+            moved[index] += step
+            return function(moved)
+
+        return (at(h) - at(-h)) / (2 * h)
+
+    wanted = [difference(lambda v: formula(PARAMS, v), x, i) for i in np.ndindex(x.shape)]
+    np.testing.assert_allclose(np.ravel(by_x), wanted, atol=2e-5)
+    for name in PARAMS:
+        wanted = [difference(lambda v, n=name: formula(PARAMS | {n: v}, x), PARAMS[name], (i,)) for i in range(4)]
+        np.testing.assert_allclose(by_params[name], wanted, atol=2e-5)
+
+
+def test_batch_norm_is_synchronised():
+    """Halves of a batch on two devices give the outputs, moments and gradients of the whole on one."""
+    module, x = BatchNorm(), batches(1)[0]
+    target = jnp.float32(np.random.default_rng(3).normal(size=x.shape))
+    stats = module.init(jax.random.key(0), x, True)["batch_stats"]
+
+    def loss(params, x, target):
+        y, new = module.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
+        return jnp.mean(jnp.square(y - target) * y), (y, new["batch_stats"])
+
+    def step(params, x, target):
+        grads, (y, new) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x, target)
+        return collectives.mean(grads[0]), grads[1] / collectives.size(), y, new
+
+    whole = jax.jit(step)(PARAMS, x, target)
+    mapped = jax.pmap(step, axis_name=collectives.AXIS, in_axes=(None, 0, 0))
+    halves = jax.block_until_ready(mapped(PARAMS, x.reshape(2, 3, *x.shape[1:]), target.reshape(2, 3, *x.shape[1:])))
+    for part in (halves[0], halves[3]):
+        assert all(np.array_equal(leaf[0], leaf[1]) for leaf in jax.tree.leaves(part))
+    first = jax.tree.map(lambda a: a[0], (halves[0], halves[3]))
+    assert_near((first[0], first[1]), (whole[0], whole[3]))
+    assert_near([halves[i].reshape(x.shape) for i in (1, 2)], [whole[1], whole[2]])
+
+
+def test_collectives():
+    """Identities on one device; over two, a mean and a gather in the order of the devices, which can be differentiated."""
+    x = jnp.arange(6.0).reshape(2, 3)
+    assert collectives.size() == 1 and collectives.mean(x) is x and collectives.gather(x) is x
+
+    def gathered(x):
+        everything, pull = jax.vjp(collectives.gather, x)
+        return everything, pull(jnp.arange(6.0))[0], collectives.mean({"x": x}), jnp.float32(collectives.size())
+
+    everything, back, mean, size = jax.block_until_ready(jax.pmap(gathered, axis_name=collectives.AXIS)(x))
+    np.testing.assert_array_equal(everything, [np.arange(6)] * 2)
+    np.testing.assert_array_equal(back, 2 * np.arange(6).reshape(2, 3))  # each entry is used on both devices
+    np.testing.assert_array_equal(mean["x"], [[1.5, 2.5, 3.5]] * 2)
+    np.testing.assert_array_equal(size, [2, 2])

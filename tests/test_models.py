@@ -1,0 +1,223 @@
+"""Every architecture of jaxgan/models: one with `Generator` and `Discriminator` is tested without an edit here."""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxgan import lookup, models
+
+MODULES = {name: importlib.import_module(f"jaxgan.models.{name}") for name in lookup.names(models)}
+MODELS = {n: m for n, m in MODULES.items() if hasattr(m, "Generator") and hasattr(m, "Discriminator")}
+SHAPES = ((28, 28, 1), (64, 64, 3), (9, 14, 2), (8, 8, 1))
+CLASSES, B = 3, 4
+TINY = {"width": 2, "widths": (8, 8), "latent": 5}  # whichever of these fields a network has
+
+
+# Compiled for one call each: the optimiser would cost more than it saves.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def build(network, shape, num_classes=0, **options):
+    fields = {f.name for f in dataclasses.fields(network)}
+    tiny = {k: v for k, v in (TINY | options).items() if k in fields}
+    return network(shape, num_classes, **tiny)
+
+
+def split(variables):
+    variables = dict(variables)
+    return variables.pop("params"), variables
+
+
+@functools.cache
+def program(model, shape, num_classes):
+    """One compiled function of a pair: images and logits, their gradients, and what depends on what."""
+    generator = build(MODELS[model].Generator, shape, num_classes)
+    discriminator = build(MODELS[model].Discriminator, shape, num_classes)
+
+    def everything(key):
+        keys = jax.random.split(key, 6)
+        z = jax.random.normal(keys[0], (B, generator.latent))
+        label = jnp.arange(B) % CLASSES if num_classes else None
+        real = jax.random.uniform(keys[1], (B, *shape), minval=-1, maxval=1)
+        gen, gen_state = split(generator.init(keys[2], z, label, train=False))
+        disc, disc_state = split(discriminator.init(keys[3], real, label, train=False))
+
+        def generate(params, z, label):
+            variables, rngs = {"params": params, **gen_state}, {"noise": keys[4]}
+            return generator.apply(variables, z, label, train=True, mutable=list(gen_state), rngs=rngs)
+
+        def score(params, x, label):
+            variables, rngs = {"params": params, **disc_state}, {"noise": keys[5]}
+            return discriminator.apply(variables, x, label, train=True, mutable=list(disc_state), rngs=rngs)[0]
+
+        # Variants are mapped over, so that each network is compiled once: it takes most of this file's time.
+        changed = real.at[0].set(-(real[0] ** 3))
+        labels = None if label is None else jnp.stack([label, (label + 1) % CLASSES])
+        ways = None if label is None else 0
+
+        def loss(gen, disc):
+            fakes, states = jax.vmap(lambda label: generate(gen, z, label), in_axes=ways, axis_size=2)(labels)
+            images = jnp.stack([real, changed, fakes[0], real])
+            classes = None if label is None else labels[jnp.array([0, 0, 0, 1])]
+            logits = jax.vmap(lambda x, label: score(disc, x, label), in_axes=(0, ways))(images, classes)
+            return jnp.sum(jnp.sin(logits[0]) + logits[2]), (fakes, logits, jax.tree.map(lambda x: x[0], states))
+
+        grads, (fakes, logits, state) = jax.grad(loss, argnums=(0, 1), has_aux=True)(gen, disc)
+        return {
+            "fake": fakes[0],
+            "sampled": generator.apply({"params": gen, **state}, z, label, train=False),
+            "logits": logits[0],
+            "judged": discriminator.apply({"params": disc, **disc_state}, real, label, train=False),
+            "gradients": grads,
+            "perturbed": logits[1],
+            "relabelled": (fakes[1], logits[3]),
+        }
+
+    return generator, discriminator, jax.device_get(quick(everything)(jax.random.key(0)))
+
+
+# Class labels at the smallest shape alone: what they enter does not depend on it, and each case is compiled.
+CASES = [(shape, 0) for shape in SHAPES] + [(SHAPES[-1], CLASSES)]
+every_case = pytest.mark.parametrize(("shape", "num_classes"), CASES, ids=str)
+every_model = pytest.mark.parametrize("model", sorted(MODELS))
+
+
+@every_model
+@every_case
+def test_shapes_ranges_and_gradients(model, shape, num_classes):
+    generator, discriminator, out = program(model, shape, num_classes)
+    for images in (out["fake"], out["sampled"]):
+        assert images.shape == (B, *shape) and images.dtype == np.float32
+        assert np.isfinite(images).all() and np.abs(images).max() <= 1
+        assert images.std() > 0 and np.abs(images[0] - images[1]).max() > 0  # not one picture for every latent
+    for logits in (out["logits"], out["judged"]):
+        assert logits.shape == (B,) and logits.dtype == np.float32
+        assert np.isfinite(logits).all() and len(np.unique(logits)) == B
+    for path, gradient in jax.tree_util.tree_leaves_with_path(out["gradients"]):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all() and gradient.dtype == np.float32, name
+        assert (gradient != 0).any(), f"{name} has no influence"
+    assert isinstance(generator.latent, int) and isinstance(discriminator.mixes_batch, bool)
+
+
+@every_model
+def test_labels_matter(model):
+    _, _, out = program(model, SHAPES[-1], CLASSES)
+    images, logits = out["relabelled"]
+    assert np.abs(images - out["fake"]).max((1, 2, 3)).min() > 1e-4
+    assert np.abs(logits - out["logits"]).min() > 1e-6
+
+
+def moves_others(logits, perturbed):
+    """Whether a change of the first image changes the logits of others, on the scale of its own change."""
+    own, others = np.abs(perturbed[0] - logits[0]), np.abs(perturbed[1:] - logits[1:]).max()
+    assert own > 0
+    return bool(others > 1e-4 * own)
+
+
+@every_model
+@every_case
+def test_mixes_batch_is_the_truth(model, shape, num_classes):
+    """Where it is False, real and generated images may share a pass, and penalties see each image's own gradient."""
+    _, discriminator, out = program(model, shape, num_classes)
+    assert discriminator.mixes_batch == moves_others(out["logits"], out["perturbed"])
+
+
+@pytest.mark.parametrize(
+    "model", [n for n, m in MODELS.items() if "batch_norm" in m.Discriminator.__dataclass_fields__]
+)
+def test_without_batch_norm_nothing_mixes(model):
+    discriminator = build(MODELS[model].Discriminator, (16, 16, 1), batch_norm=False)
+
+    @quick
+    def both(key):
+        x = jax.random.normal(key, (B, 16, 16, 1))
+        variables = discriminator.init(key, x, None, train=True)
+        score = functools.partial(discriminator.apply, variables, train=True)
+        return score(x), score(x.at[0].set(-x[0])), variables
+
+    logits, perturbed, variables = both(jax.random.key(0))
+    assert not discriminator.mixes_batch and set(variables) == {"params"}
+    assert not moves_others(logits, perturbed)
+
+
+def count(network, shape, num_classes, *inputs):
+    module = network(shape, num_classes)
+    variables = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), *inputs)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def test_dcgan_64_has_the_parameters_of_the_paper():
+    """Those of PyTorch's reference (3,576,704 and 2,765,568) and the biases of the layers without batch norm."""
+    dcgan, shape = MODELS["dcgan"], (64, 64, 3)
+    dense, norms = 100 * 4 * 4 * 512, 2 * (512 + 256 + 128 + 64)
+    kernels = 4 * 4 * (512 * 256 + 256 * 128 + 128 * 64 + 64 * 3)
+    generator = dense + norms + kernels + 3
+    kernels, norms = 4 * 4 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512), 2 * (128 + 256 + 512)
+    discriminator = kernels + norms + 64 + (4 * 4 * 512 + 1)
+    assert (generator, discriminator) == (3_576_704 + 3, 2_765_568 + 64 + 1)
+    z, x, label = jnp.zeros((1, 100)), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+    assert count(dcgan.Generator, shape, 0, z) == generator
+    assert count(dcgan.Discriminator, shape, 0, x) == discriminator
+    # Ten classes: as many more inputs of the dense layer, and an embedding of 512 features each.
+    assert count(dcgan.Generator, shape, 10, z, label) == generator + 10 * 4 * 4 * 512
+    assert count(dcgan.Discriminator, shape, 10, x, label) == discriminator + 10 * 512
+
+
+def test_mlp_has_the_parameters_of_its_layers():
+    mlp, shape = MODELS["mlp"], (28, 28, 1)
+    generator = 100 * 256 + 256 * 512 + 512 * 1024 + 2 * (256 + 512 + 1024) + 1024 * 784 + 784
+    discriminator = 784 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 256 + 256 + 256 + 1
+    assert count(mlp.Generator, shape, 0, jnp.zeros((1, 100))) == generator
+    assert count(mlp.Discriminator, shape, 0, jnp.zeros((1, *shape))) == discriminator
+
+
+def test_dcgan_starts_from_the_normal_distribution_of_the_paper():
+    """All weights N(0, 0.02²), scales of batch norm N(1, 0.02²), biases 0 (arXiv:1511.06434, section 4)."""
+    dcgan, shape, label = MODELS["dcgan"], (16, 16, 3), jnp.zeros(1, jnp.int32)
+    key = jax.random.key(0)
+    gen, disc = dcgan.Generator(shape, 50, width=32), dcgan.Discriminator(shape, 50, width=32)
+    inits = quick(
+        lambda key: [gen.init(key, jnp.zeros((1, 100)), label), disc.init(key, jnp.zeros((1, *shape)), label)]
+    )(key)
+    weights, scales, biases = [], [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path([network["params"] for network in inits]):
+        kind = {"kernel": weights, "embedding": weights, "scale": scales, "bias": biases}[path[-1].key]
+        kind.append(np.float64(leaf).ravel())
+    assert len(weights) == 7 and len(scales) == 3  # dense, two transposed; two convolutions, dense, embedding
+    assert all(abs(w.std() / 0.02 - 1) < 5 / np.sqrt(2 * w.size) for w in weights)
+    for values, mean in ((np.concatenate(weights), 0), (np.concatenate(scales), 1)):
+        assert abs(values.mean() - mean) < 5 * 0.02 / np.sqrt(values.size)
+        # A normal distribution, not one truncated at two deviations, as variance-scaling initialisers draw.
+        assert scipy.stats.kstest((values[:20_000] - mean) / 0.02, "norm").pvalue > 1e-3
+        assert np.abs(values - mean).max() > 2.1 * 0.02
+    assert all((b == 0).all() for b in biases)
+
+
+@every_model
+def test_half_precision_inside_float32_outside(model):
+    shape = (8, 8, 1)
+
+    def both(key):
+        gen = build(MODELS[model].Generator, shape, CLASSES, dtype=jnp.bfloat16)
+        disc = build(MODELS[model].Discriminator, shape, CLASSES, dtype=jnp.bfloat16)
+        label = jnp.zeros(2, jnp.int32)
+        images, g = gen.init_with_output(key, jnp.zeros((2, gen.latent)), label, train=False)
+        logits, d = disc.init_with_output(key, images, label, train=False)
+        return images, logits, g, d
+
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(both, jax.random.key(0)))} == {jnp.dtype("float32")}
+
+
+def test_sizes():
+    sizes = MODELS["dcgan"].sizes
+    assert sizes((28, 28, 1)) == [(28, 28), (14, 14), (7, 7)]
+    assert sizes((64, 64, 3)) == [(64, 64), (32, 32), (16, 16), (8, 8), (4, 4)]
+    assert sizes((8, 8, 1)) == [(8, 8), (4, 4), (2, 2)] and sizes((9, 14, 2)) == [(9, 14), (5, 7), (3, 4)]
+    assert all(4 <= min(sizes((h, w, 1))[-1]) <= 7 for h in range(15, 300, 7) for w in range(15, 300, 11))

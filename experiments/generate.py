@@ -135,7 +135,8 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 def archive(images: np.ndarray, label: np.ndarray | None) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, image=images, **({} if label is None else {"label": label}))
+    arrays = {"image": images} if label is None else {"image": images, "label": label}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -1,13 +1,14 @@
 """Trains a generator and a discriminator on images: dense, convolutional, conditional, Wasserstein, least squares.
 
-    python -m experiments.image --workdir=runs/digits
-    python -m experiments.image --preset=dcgan_mnist --workdir=runs/mnist
-    python -m experiments.image --preset=dcgan_celeba64 --dataset=folder:photos --workdir=runs/photos
+python -m experiments.image --workdir=runs/digits
+python -m experiments.image --preset=dcgan_mnist --workdir=runs/mnist
+python -m experiments.image --preset=dcgan_celeba64 --dataset=folder:photos --workdir=runs/photos
 """
 
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, loop, losses, lookup, models, parallel, penalties, report, schedule
+from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report, schedule
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -92,10 +93,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def check(config: Config, devices: int) -> None:
+    """What can be wrong with the flags of this script, in the words of the flags."""
+    for name, least in {"disc_steps": 1, "penalty_every": 1, "accumulate": 1, "width": 0, "latent": 0}.items():
+        if getattr(config, name) < least:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    needed, optional = ("learning_rate", "beta2"), ("gen_learning_rate", "r1", "r2", "wgan_gp", "ema")
+    for name in (*needed, *optional):
+        values = getattr(config, name)
+        if len(values) > 2 or (name in needed and not values):
+            raise InputError(f"--{name}={','.join(map(str, values))}: expected one value, or start,end")
+    if config.anneal_images <= 0:
+        raise InputError(f"--anneal_images={config.anneal_images}: expected more than 0")
+    share = config.batch_size // devices
+    if share % config.accumulate:
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        near = sorted(divisors, key=lambda n: abs(n - config.accumulate))[:2]
+        raise InputError(
+            f"--accumulate={config.accumulate} does not divide the {share} images of a device; "
+            f"nearest: {' or '.join(map(str, sorted(near)))}"
+        )
+
+
 def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> adversarial.Pair:
     """The generator and discriminator that the config names, for images of `shape`."""
     if config.conditional and num_classes < 2:
-        raise InputError(f"--conditional needs labels of two classes or more; {config.dataset} has {num_classes or 'none'}")
+        raise InputError(
+            f"--conditional needs labels of two classes or more; {config.dataset} has {num_classes or 'none'}"
+        )
     home = lookup.module("model", config.model, models)
     common = {
         "shape": shape,
@@ -129,7 +154,7 @@ def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: fl
 
     def at(images: jax.Array) -> optax.GradientTransformation:
         now = schedule.at(rate, images)
-        rules = {
+        rules: dict[str, Callable[[], optax.GradientTransformation]] = {
             "adam": lambda: optax.adam(now, config.beta1, schedule.at(beta2, images)),
             "rmsprop": lambda: optax.rmsprop(now, decay=0.99),
             "sgd": lambda: optax.sgd(now),
@@ -143,13 +168,17 @@ def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: fl
 
 
 def make_game(config: Config, pair: adversarial.Pair) -> Game:
-    makers = {penalties.r1: config.r1, penalties.r2: config.r2, penalties.wgan_gp: config.wgan_gp}
+    makers: list[tuple[Callable[[Any], penalties.Penalty], tuple[float, ...]]] = [
+        (penalties.r1, config.r1),
+        (penalties.r2, config.r2),
+        (penalties.wgan_gp, config.wgan_gp),
+    ]
     return adversarial.game(
         pair,
         lookup.member("loss", config.loss, losses, losses.Loss),
         gen_optimizer=optimizer(config, config.gen_learning_rate or config.learning_rate),
         disc_optimizer=optimizer(config, config.learning_rate, config.clip_weights),
-        penalties=[make(schedule.anneal(weight, config.anneal_images)) for make, weight in makers.items() if weight],
+        penalties=[make(schedule.anneal(weight, config.anneal_images)) for make, weight in makers if weight],
         penalty_every=config.penalty_every,
         disc_steps=config.disc_steps,
         accumulate=config.accumulate,
@@ -161,6 +190,7 @@ def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
+    check(config, len(devices))
     source = data.load(
         config.dataset,
         config.split,
@@ -177,7 +207,6 @@ def main(config: Config) -> None:
         describe(config, source, game, example, devices)
         return
 
-
     def trained(state: State) -> Trained:
         player = state.players["gen"]
         return Trained.of(pair.generator, player.averaged, player.variables)
@@ -189,11 +218,14 @@ def main(config: Config) -> None:
     def judge() -> quality.Judge:
         judge = quality.train(source, config.eval_samples, loop.cache_dir())
         what = "labels" if judge.labels is not None else "rotations"
-        print(f"a classifier tells the {what} of held-out real images with {judge.accuracy:.1%} accuracy", file=sys.stderr)
+        print(
+            f"a classifier tells the {what} of held-out real images with {judge.accuracy:.1%} accuracy", file=sys.stderr
+        )
         return judge
 
     def evaluate(state: State) -> dict[str, float]:
-        labels = np.resize(judge().labels, config.eval_samples) if config.conditional else None
+        real = judge().labels
+        labels = np.resize(real, config.eval_samples) if config.conditional and real is not None else None
         return judge()(trained(state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels))
 
     feed = data.place(
@@ -232,7 +264,10 @@ def describe(config: Config, source: data.Source, game: Game, example: dict, dev
         count = sum(x.size for x in jax.tree.leaves(player.params))
         print(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")
     for move in game.moves:
-        print(f"move     {move.title}: {move.times} times every {move.every} steps{'' if move.draw else ', no new examples'}")
+        print(
+            f"move     {move.title}: {move.times} times every {move.every} steps"
+            f"{'' if move.draw else ', no new examples'}"
+        )
     print(f"devices  {len(devices)} x {devices[0].device_kind}, {config.batch_size // len(devices)} images each")
     print(f"run      {config.steps:,} steps, {config.steps * config.batch_size / 1000:,.0f} kimg, to {config.workdir}")
 

@@ -58,8 +58,8 @@ def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
-    options = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
-    source = data.load(config.dataset, **{name: getattr(config, name) for name in options})
+    chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
+    source = data.load(config.dataset, **{name: getattr(config, name) for name in chosen})
     home, dtype = lookup.module("model", config.model, models), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),
@@ -85,8 +85,8 @@ def main(config: Config) -> None:
         gan = Trained.of(pair.generator, gen.averaged, gen.variables)
         return report.grid(gan.sample(jax.random.key(config.seed), 64))
 
-    options = ("batch_size", "seed", "placement", "resident_gb", "mirror")
-    feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})
+    chosen: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
+    feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in chosen})
     example = {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
     # Your metrics: `evaluate=`, a function of the state to a dict of numbers, as experiments/image.py has one.
     about = {"networks": {"generator": network(pair.generator)}}

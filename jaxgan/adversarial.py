@@ -6,7 +6,7 @@ A network is a Flax module of the form
     Discriminator(shape, num_classes, ...)(images, label or None, train) -> logits (b,)
 
 with an attribute `latent` on the generator and `mixes_batch` on the discriminator: whether a logit depends on the other
-images of its batch (batch normalisation, minibatch statistics), so that real and generated images need passes of their own.
+images of its batch (batch normalisation, minibatch statistics), so that real and generated images need separate passes.
 """
 
 import dataclasses
@@ -118,10 +118,10 @@ def disc_loss(pair: Pair, loss: Loss, penalties: Sequence[Penalty], params, stat
 
 
 def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, state: State, batch: Batch, key):
-    """Penalties alone, as a move of their own every so many steps, with `every` times the weight (arXiv:1912.04958, 2.2)."""
+    """Penalties alone, as a move every so many steps, with `every` times the weight (arXiv:1912.04958, 2.2)."""
     z_key, score_key, mix_key = jax.random.split(key, 3)
     disc, gen = state.players["disc"], state.players["gen"]
-    real, fake = batch["image"], None
+    fake = real = batch["image"]  # R1 looks at no generated image, and none is made for it
     if any(p.points is not at_real for p in penalties):
         fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
     total, metrics, variables = jnp.float32(0), {}, disc.variables
@@ -180,11 +180,19 @@ def game(
     )
 
 
-def standing(generator: nn.Module, params: Any, variables: Any, key: jax.Array, label_of: Callable | None, batches: int = 16, size: int = 128):
+def standing(
+    generator: nn.Module,
+    params: Any,
+    variables: Any,
+    key: jax.Array,
+    label_of: Callable | None,
+    batches: int = 16,
+    size: int = 128,
+):
     """Variables whose batch statistics are the average over `batches` batches of these very parameters.
 
     Averaged weights produce activations that no training step has seen, so their running statistics are measured anew
-    ("standing statistics", arXiv:1809.11096, appendix D). Other variables, and networks without batch norm, pass through.
+    ("standing statistics", arXiv:1809.11096, appendix D). Other variables pass through.
     label_of: key -> labels (size,) for a conditional generator.
     """
     if "batch_stats" not in variables:
@@ -223,4 +231,4 @@ def _split(variables: Any) -> tuple[Any, Any]:
 
 
 def _weight(penalty: Penalty, state: State) -> jax.Array | float:
-    return penalty.weight(state.images) if callable(penalty.weight) else penalty.weight
+    return penalty.weight(state.seen) if callable(penalty.weight) else penalty.weight

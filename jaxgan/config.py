@@ -10,16 +10,22 @@ from jaxgan.flags import option
 
 @dataclasses.dataclass(frozen=True)
 class Common:
-    workdir: str = option("", "directory of the run; started again, the same command goes on where it stopped", resumable=True)
+    workdir: str = option(
+        "", "directory of the run; started again, the same command goes on where it stopped", resumable=True
+    )
     seed: int = option(0, "seed of everything: weights, latents, order of the data")
     steps: int = option(10_000, "training steps", resumable=True)
     batch_size: int = option(64, "images a step, over all devices")
     dataset: str = option("digits", "digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "split of the data set to train on")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default", resumable=True)
-    manual_dir: str = option("", "original files from which TFDS prepares a data set, for machines offline", resumable=True)
+    manual_dir: str = option(
+        "", "original files from which TFDS prepares a data set, for machines offline", resumable=True
+    )
     size: str = option("", "resize images to 64 or 48x64 (height x width); empty: as they are")
-    crop: str = option("center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none"))
+    crop: str = option(
+        "center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none")
+    )
     channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
     mirror: bool = option(False, "flip half of the images left to right")
     placement: str = option("auto", "data on the devices, or streamed", ("auto", "resident", "stream"), resumable=True)

@@ -8,12 +8,12 @@
 
 Hyper-parameters that change over a run are functions of the images seen: `optimizer` may be one that returns an Optax
 transformation (`lambda images: optax.adam(rate(images), b2=beta2(images))`), `ema` one that returns a half-life, and a
-loss reads `state.images`. Optax's own schedules are functions of a count, and images are one.
+loss calls one with `state.seen`. Optax's own schedules are functions of a count, and images are one.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax
 import jax
@@ -26,7 +26,7 @@ from jaxgan import collectives
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
-Optimizer = optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
+Optimizer: TypeAlias = optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Player:
     init: (key, batch) -> (params, variables); `variables` are what only this player writes beside its parameters
       (batch statistics, spectral-norm vectors, an augmentation probability ...), {} if there are none.
     optimizer: an Optax transformation, or a function of the images seen that returns one.
-    ema: half-life in images of the moving average of the parameters, or a function of the images seen; None: no average.
+    ema: half-life in images of the parameters' moving average, or a function of the images seen; None: no average.
     """
 
     init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
@@ -74,8 +74,7 @@ class Move:
         return self.name or "+".join(self.movers)
 
 
-@flax.struct.dataclass
-class PlayerState:
+class PlayerState(flax.struct.PyTreeNode):
     params: Tree
     variables: Tree
     optimizer: Tree
@@ -87,8 +86,7 @@ class PlayerState:
         return self.params if self.ema is None else self.ema
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """All that changes in a run (and `extras`, frozen networks and constants, which nothing writes)."""
 
     step: jax.Array  # int32
@@ -96,6 +94,11 @@ class State:
     key: jax.Array  # the root key; every other is a fold_in of it
     players: dict[str, PlayerState]
     extras: Tree
+
+    @property
+    def seen(self) -> jax.Array:
+        """Images seen as float32, for schedules: Optax's own subtract, and unsigned integers would wrap."""
+        return self.images.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Game:
         players = {}
         for i, (name, player) in enumerate(sorted(self.players.items())):
             params, variables = player.init(jax.random.fold_in(init_key, i), batch)
-            optimizer = _at(player.optimizer, jnp.uint32(0)).init(params)
+            optimizer = _at(player.optimizer, jnp.float32(0)).init(params)
             # Copied, because a donated state must not hold the same buffer twice.
             ema = None if player.ema is None else jax.tree.map(jnp.copy, params)
             players[name] = PlayerState(params, variables, optimizer, ema)
@@ -142,10 +145,11 @@ class Game:
           not played (`every`) are 0.
         """
         step_key = jax.random.fold_in(state.key, state.step)
-        metrics, drawn = {}, 0
+        metrics: dict[str, jax.Array] = {}
+        drawn = 0
         for i, move in enumerate(self.moves):
             first = drawn if move.draw else drawn - 1
-            examples = jax.tree.map(lambda x: x[first : first + move.times], batch)
+            examples = {name: x[first : first + move.times] for name, x in batch.items()}
             drawn += move.times if move.draw else 0
             state, played = self._play(move, state, examples, jax.random.fold_in(step_key, i))
             metrics |= {f"{move.title}/{name}": value for name, value in played.items()}
@@ -178,14 +182,14 @@ class Game:
         players = dict(state.players)
         for name in move.movers:
             player = players[name]
-            optimizer = _at(self.players[name].optimizer, state.images)
+            optimizer = _at(self.players[name].optimizer, state.seen)
             updates, optimizer_state = optimizer.update(gradients[name], player.optimizer, player.params)
             params = optax.apply_updates(player.params, updates)
             players[name] = player.replace(params=params, optimizer=optimizer_state, variables=variables[name])
         return state.replace(players=players), metrics
 
     def average(self, stacked: Mapping[str, np.ndarray], first_step: int) -> dict[str, float]:
-        """Metrics of consecutive steps (n,), from `first_step` on -> their means over the steps that played the move."""
+        """Metrics of consecutive steps (n,), from `first_step` on -> means over the steps that played their move."""
         steps = first_step + np.arange(len(next(iter(stacked.values()))))
         every = {move.title: move.every for move in self.moves}
         played = {name: steps % every[name.rsplit("/", 1)[0]] == 0 for name in stacked}
@@ -216,7 +220,7 @@ def _average(player: Player, state: PlayerState, now: State, images: int) -> Tre
     """The moving average after this step: it forgets half of what it knew in a half-life of images."""
     if player.ema is None:
         return None
-    half_life = player.ema(now.images) if callable(player.ema) else player.ema
+    half_life = player.ema(now.seen) if callable(player.ema) else player.ema
     keep = 0.5 ** (images / jnp.maximum(half_life, 1e-8))
     return jax.tree.map(lambda average, p: p + (average - p) * keep, state.ema, state.params)
 

@@ -87,7 +87,7 @@ def run(
                 state, stacked = call(state, feed.resident, x)
                 stacked = jax.device_get(stacked)
                 first, step = step, step + len(next(iter(stacked.values())))
-                stop_if_diverged(stacked, game, first, workdir)
+                stop_if_diverged(stacked, game, first, checkpoints)
                 metrics = game.average(stacked, first)
                 due = due_between(first, step, config.steps)
                 scores = {}
@@ -101,7 +101,7 @@ def run(
                         log.picture("", step, step * config.batch_size, sample(state))
                 if due(config.checkpoint_every) or step == config.steps:
                     with log.paused():
-                        save(checkpoints, step, state, scores, workdir)
+                        save(checkpoints, step, state, scores)
     seconds = time.monotonic() - started
     ending = f", {best} {scores[best]:.2f}" if best and best in scores else ""
     print(
@@ -126,7 +126,15 @@ def check(config: Common) -> None:
     for name in ("sample_every", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
-    flags.check_same(config, epath.Path(config.workdir).expanduser())
+    if config.eval_every and config.eval_samples < 2:
+        raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
+    workdir = epath.Path(config.workdir).expanduser()
+    try:
+        flags.check_same(config, workdir)
+    except OSError as error:  # a name that the file system cannot even look for
+        raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
 
 
 def claim(config: Common) -> epath.Path:
@@ -139,20 +147,23 @@ def claim(config: Common) -> epath.Path:
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
-    if not (workdir / "config.json").exists() and (workdir / "checkpoints").exists():
-        raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another")
+    for name in ("checkpoints", report.METRICS):
+        if (workdir / name).exists() and not (workdir / "config.json").exists():
+            raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
     return workdir
 
 
-def stop_if_diverged(stacked: Mapping[str, np.ndarray], game: Game, first: int, workdir: epath.Path) -> None:
+def stop_if_diverged(
+    stacked: Mapping[str, np.ndarray], game: Game, first: int, checkpoints: checkpoint.Checkpoints
+) -> None:
     """A non-finite loss ends the run before anything of it is saved."""
     for move in game.moves:
         bad = np.flatnonzero(~np.isfinite(stacked[f"{move.title}/loss"]))
         if len(bad):
             raise Diverged(
                 f"the loss of move {move.title!r} is not finite in step {first + bad[0]} ({len(bad)} of the "
-                f"{len(stacked[f'{move.title}/loss'])} steps of this call); the last good checkpoint in "
-                f"{workdir}/checkpoints stands. A lower learning rate or a gradient penalty may help"
+                f"{len(stacked[f'{move.title}/loss'])} steps of this call); {last_good(checkpoints)}. "
+                "A lower learning rate or a gradient penalty may help"
             )
 
 
@@ -162,10 +173,15 @@ def _finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
-def save(checkpoints: checkpoint.Checkpoints, step: int, state: State, scores: Mapping[str, float], workdir) -> None:
+def last_good(checkpoints: checkpoint.Checkpoints) -> str:
+    """What is left of a run that diverged."""
+    checkpoints.wait()
+    steps = checkpoints.steps
+    return f"the last good checkpoint stands, of step {steps[-1]}" if steps else "no checkpoint had been saved yet"
+
+
+def save(checkpoints: checkpoint.Checkpoints, step: int, state: State, scores: Mapping[str, float]) -> None:
     """Saves a state that is finite: the last update of a call may have broken what no loss has seen yet."""
     if not _finite(state.players):
-        raise Diverged(
-            f"the weights are not finite after step {step}; the last good checkpoint in {workdir}/checkpoints stands"
-        )
+        raise Diverged(f"the weights are not finite after step {step}; {last_good(checkpoints)}")
     checkpoints.save(step, state, dict(scores))

@@ -5,7 +5,7 @@ go in: no discriminator of jaxgan ends in a sigmoid. A loss of your own is a `Lo
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class Loss(NamedTuple):
     """disc(real, fake) and gen(fake, real) of logits (b,). `paired`: the generator's looks at real logits too."""
 
     disc: Callable[[jax.Array, jax.Array], jax.Array]
-    gen: Callable[[jax.Array, jax.Array], jax.Array]
+    gen: Callable[[jax.Array, Any], jax.Array]  # real is None unless `paired`
     paired: bool = False
 
 
@@ -33,7 +33,8 @@ non_saturating = Loss(_cross_entropy, lambda fake, real: softplus(-fake))
 
 # Mao et al. 2016 (arXiv:1611.04076), eq. 9: targets 0 for fakes, 1 for reals, 1 for the generator; halves as printed.
 least_squares = Loss(
-    lambda real, fake: 0.5 * jnp.square(real - 1) + 0.5 * jnp.square(fake), lambda fake, real: 0.5 * jnp.square(fake - 1)
+    lambda real, fake: 0.5 * jnp.square(real - 1) + 0.5 * jnp.square(fake),
+    lambda fake, real: 0.5 * jnp.square(fake - 1),
 )
 
 # Arjovsky et al. 2017 (arXiv:1701.07875), eq. 2 and 3. Needs a Lipschitz critic: weight clipping or a gradient penalty.

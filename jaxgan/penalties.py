@@ -1,7 +1,7 @@
 """Penalties on the gradient of the critic with respect to its input images.
 
-A penalty maps input gradients (b, h, w, c) to (b,), summed over pixels, in float32; the mean and the weight are applied by
-the caller. The gradient is that of the whole critic, augmentation included, with respect to the image before it.
+A penalty maps input gradients (b, h, w, c) to (b,), summed over pixels, in float32; the caller applies the mean and
+the weight. The gradient is that of the whole critic, augmentation included, with respect to the image before it.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def zero_centred(gradient: jax.Array) -> jax.Array:
 def one_centred(gradient: jax.Array) -> jax.Array:
     """(||g|| - 1)²: with weight λ, WGAN-GP of Gulrajani et al. 2017 (arXiv:1704.00028), eq. 3."""
     square = squared_norm(gradient)
-    # sqrt has an infinite derivative at 0, where a fresh critic of zero gradient stands; there the penalty is 1 and flat.
+    # sqrt has an infinite derivative at 0, where a critic of zero gradient stands: the penalty is 1 there, and flat.
     norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return jnp.square(norm - 1)
 

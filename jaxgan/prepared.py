@@ -76,9 +76,10 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
         if not known & tfds.core.FileFormat.with_random_access():
             stored = ", ".join(f.value for f in known)
             raise InputError(
-                f"{builder.data_dir} holds {stored}, which cannot be read at random; convert it: pip install "
-                f'"jaxgan[tfds]" apache-beam mlcroissant && tfds convert_format --dataset_version_dir={builder.data_dir} '
-                f"--out_file_format={FORMAT}; or prepare it anew in another --data_dir"
+                f"{builder.data_dir} holds {stored}, which cannot be read at random; convert it: "
+                'pip install "jaxgan[tfds]" apache-beam mlcroissant && tfds convert_format '
+                f"--dataset_version_dir={builder.data_dir} --out_file_format={FORMAT}; "
+                "or prepare it anew in another --data_dir"
             )
         return builder
     builder = find(name, data_dir, file_format=FORMAT)
@@ -90,9 +91,14 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
             f"{name} is not prepared in {root}, and preparing it needs TensorFlow (reading does "
             'not): pip install "jaxgan[tfds]", or copy a prepared one and name its folder with --data_dir'
         )
-    config = (
-        tfds.download.DownloadConfig(manual_dir=os.fspath(epath.Path(manual_dir).expanduser())) if manual_dir else None
-    )
+    config = None
+    if manual_dir:
+        # TFDS keeps extracted files by their bare names, in one folder for all data sets: given the original files of
+        # both, it would take MNIST's `train-images-idx3-ubyte.gz` for Fashion-MNIST's. So each has its own folder.
+        extracted = epath.Path(root) / "downloads" / "extracted" / builder.info.full_name
+        config = tfds.download.DownloadConfig(
+            manual_dir=os.fspath(epath.Path(manual_dir).expanduser()), extract_dir=os.fspath(extracted)
+        )
     try:
         builder.download_and_prepare(download_config=config, file_format=FORMAT)
     except (OSError, tfds.download.DownloadError, AssertionError) as error:

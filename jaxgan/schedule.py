@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def anneal(values: Sequence[float], period: float) -> float | Callable[[jax.Array], jax.Array]:
-    """One value, which stays; or (v0, v1): v0 + ½ (1 - cos(π t / T)) (v1 - v0) for the first T = `period` images, then v1.
+    """One value, which stays; or (v0, v1): v0 + ½ (1 - cos(π t / T)) (v1 - v0) for T = `period` images, then v1.
 
     The schedule of R3GAN (arXiv:2501.05441, appendix) for learning rate, β2, penalty weight and averaging.
     """
@@ -16,7 +16,7 @@ def anneal(values: Sequence[float], period: float) -> float | Callable[[jax.Arra
     start, end = values
 
     def at(images: jax.Array) -> jax.Array:
-        t = jnp.minimum(images.astype(jnp.float32) / period, 1.0)
+        t = jnp.minimum(images / period, 1.0)
         return start + 0.5 * (1 - jnp.cos(jnp.pi * t)) * (end - start)
 
     return at

@@ -187,7 +187,7 @@ def _home(cls: type) -> str:
     main = sys.modules["__main__"]
     if cls.__module__ != "__main__" or not hasattr(main, "__file__"):
         return cls.__module__
-    return main.__spec__.name if main.__spec__ else Path(main.__file__).stem
+    return main.__spec__.name if main.__spec__ else Path(str(main.__file__)).stem
 
 
 def _frozen(value: Any) -> Any:

@@ -168,7 +168,7 @@ def test_module_against_flax(kernel, stride, padding):
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (8, 5)])
 def test_transposed_module(size):
-    """(b, ceil(h/2), ceil(w/2), c) -> (b, h, w, f); on even sizes it is what lax and Flax call a transposed convolution."""
+    """(b, ceil(h/2), ceil(w/2), c) -> (b, h, w, f); on even sizes, what lax calls a transposed convolution."""
     y = jnp.float32(np.random.default_rng(0).normal(size=(2, 4, 3, 3)))
     module = ConvTranspose(5, 4, 2, size)
     params = jax.tree.map(lambda p: p + 0.1, quick(module.init)(jax.random.key(0), y))
@@ -294,7 +294,7 @@ def test_batch_norm_is_synchronised():
 
 
 def test_collectives():
-    """Identities on one device; over two, a mean and a gather in the order of the devices, which can be differentiated."""
+    """Identities on one device; over two, a mean and a gather in the order of devices, with its derivative."""
     x = jnp.arange(6.0).reshape(2, 3)
     assert collectives.size() == 1 and collectives.mean(x) is x and collectives.gather(x) is x
 

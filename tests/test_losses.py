@@ -36,8 +36,8 @@ PAPERS = {
         lambda real, fake: -np.minimum(0, -1 + real) - np.minimum(0, -1 - fake),
         lambda fake, real: -fake,
     ),
-    # arXiv:2501.05441, eq. 2: max over D, min over G of f(D(G(z)) - D(x)) with f(t) = -log(1 + exp(-t)); the sign of D is
-    # a convention, and with it the critic that is high on real images has max f(D(x) - D(G(z))).
+    # arXiv:2501.05441, eq. 2 with f(t) = -log(1 + exp(-t)), for a critic that is high on real images: the sign of D is
+    # a convention, and of the two players one has f(D(x) - D(G(z))), the other f(D(G(z)) - D(x)), both to maximise.
     "relativistic": (
         lambda real, fake: np.log(1 + np.exp(-(real - fake))),
         lambda fake, real: np.log(1 + np.exp(-(fake - real))),

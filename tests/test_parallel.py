@@ -68,7 +68,7 @@ def machine(name, count):
 
 
 def quick(call):
-    """Compiled ahead, by the first call, and from then on bound to its shapes and shardings: no other compilation is possible."""
+    """Compiled ahead, by the first call, and from then on bound to its shapes and shardings."""
     compiled = []
 
     def run(*arguments):

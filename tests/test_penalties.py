@@ -212,7 +212,7 @@ def test_functions_of_gradients():
 
 
 def test_one_centred_at_zero():
-    """The penalty of a vanishing gradient is 1 and flat; next to it, and beside images of other norms, all is finite."""
+    """The penalty of a vanishing gradient is 1 and flat; near it, and beside other images, all is finite."""
     gradient = jnp.float32([[0, 0], [1e-30, 0], [3, 4]])
     value, slope = jax.vmap(jax.value_and_grad(lambda g: penalties.one_centred(g[None])[0]))(gradient)
     np.testing.assert_allclose(value, [1, 1, 16], rtol=1e-6)

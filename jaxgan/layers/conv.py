@@ -174,9 +174,9 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Transpose of the 'SAME' convolution from `size` (h, w) and `features`: (b, ceil(h/s), ceil(w/s), c) -> (b, h, w, f).
+    """Transpose of the 'SAME' convolution from `size` (h, w): (b, ceil(h/s), ceil(w/s), c) -> (b, h, w, features).
 
-    With `size` = None it transposes a 'VALID' one: (b, 1, 1, c) -> (b, k, k, features), the first layer of many generators.
+    With `size` = None it transposes a 'VALID' one: (b, 1, 1, c) -> (b, k, k, features), many generators' first.
     The kernel is (k, k, features, c), as the convolution that it transposes has it.
     """
 
@@ -192,7 +192,8 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         w = self.param("kernel", self.kernel_init, (self.kernel, self.kernel, self.features, x.shape[-1]))
         if self.size is None:
-            size = tuple((n - 1) * self.stride + self.kernel for n in x.shape[1:3])
+            height, width = ((n - 1) * self.stride + self.kernel for n in x.shape[1:3])
+            size = (height, width)
             pads = ((0, 0), (0, 0))
         else:
             size, pads = self.size, same_padding(self.size, self.kernel, self.stride)

@@ -1,12 +1,12 @@
 """DCGAN: Radford, Metz and Chintala 2015 (arXiv:1511.06434), for images of any height, width and number of channels.
 
 Strided convolutions in the discriminator, transposed ones in the generator, batch norm in both except at the image,
-ReLU in one and leaky ReLU 0.2 in the other, all weights N(0, 0.02²). The image is halved (rounding up) down to a base of
-4 to 7 pixels on its shorter side, and each halving doubles the channels. The kernel is 4, as in PyTorch's reference
-implementation; the paper's figure 1 draws 5.
+ReLU in one and leaky ReLU 0.2 in the other, all weights N(0, 0.02²). The image is halved (rounding up) down to a base
+of 4 to 7 pixels on its shorter side, but twice at least, and each halving doubles the channels. The kernel is 4, as in
+PyTorch's reference implementation; the paper's figure 1 draws 5.
 
-Class labels enter one-hot beside the latent (arXiv:1411.1784); the discriminator adds a projection, the inner product of
-a class embedding with its pooled features (arXiv:1802.05637, eq. 5).
+Class labels enter one-hot beside the latent (arXiv:1411.1784); the discriminator adds a projection, the inner product
+of a class embedding with its pooled features (arXiv:1802.05637, eq. 5).
 """
 
 from typing import Any

@@ -85,8 +85,8 @@ def main(config: Config) -> None:
         gan = Trained.of(pair.generator, gen.averaged, gen.variables)
         return report.grid(gan.sample(jax.random.key(config.seed), 64))
 
-    chosen: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
-    feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in chosen})
+    options: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
+    feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})
     example = {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
     # Your metrics: `evaluate=`, a function of the state to a dict of numbers, as experiments/image.py has one.
     about = {"networks": {"generator": network(pair.generator)}}

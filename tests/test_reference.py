@@ -1,6 +1,6 @@
 """Every preset's curve, as it was once measured, and the default's run again: quality cannot slip unseen.
 
-A curve is the thinned metrics.jsonl of one run, `python tests/test_reference.py runs/x > tests/reference/x.jsonl`.
+A curve is the thinned metrics.jsonl of one run, `python -m tests.test_reference runs/x > tests/reference/x.jsonl`.
 """
 
 import json

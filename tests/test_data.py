@@ -453,16 +453,21 @@ def test_faces(tmp_path):
     assert red > green > blue > 60  # skin
 
 
+@pytest.fixture(scope="module")
+def one_data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
 @real
 @tensorflow
-def test_unmodified_builders_of_tfds_take_original_files(tmp_path):
-    for name in ("mnist", "fashion_mnist"):  # the files of both have the same names: neither may pass for the other
-        source = data.load(name, "test", data_dir=tmp_path, manual_dir=f"{REAL}/{name}")
-        got = data.read_all(source)
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])  # their files have the same names
+def test_the_unmodified_builders_of_tfds_take_original_files(name, one_data_dir):
+    source = data.load(name, "test", data_dir=one_data_dir, manual_dir=f"{REAL}/{name}")
+    got = data.read_all(source)
 
-        def raw(kind, header, name=name):
-            packed = pathlib.Path(REAL, name, f"t10k-{kind}-ubyte.gz").read_bytes()
-            return np.frombuffer(gzip.decompress(packed), np.uint8)[header:]
+    def raw(kind, header):
+        packed = pathlib.Path(REAL, name, f"t10k-{kind}-ubyte.gz").read_bytes()
+        return np.frombuffer(gzip.decompress(packed), np.uint8)[header:]
 
-        expected = content(raw("images-idx3", 16).reshape(-1, 28, 28, 1), raw("labels-idx1", 8))
-        assert content(got["image"], got["label"]) == expected
+    expected = content(raw("images-idx3", 16).reshape(-1, 28, 28, 1), raw("labels-idx1", 8))
+    assert content(got["image"], got["label"]) == expected

@@ -54,8 +54,8 @@ class Config(Common):
 PRESETS: dict[str, dict[str, Any]] = {
     # The default, what no flag at all trains: 8x8 digits inside the installation, the settings of dcgan_mnist.
     "dcgan_digits": {"steps": 4000},
-    # Dense, binary cross-entropy (arXiv:1406.2661), Adam 2e-4, β1 0.5. On the 1,797 digits the discriminator learns them
-    # by heart without R1: the distance rose from 13 at 1,000 steps to 53 at 3,000.
+    # Dense, binary cross-entropy (arXiv:1406.2661), Adam 2e-4, β1 0.5. Without R1 the discriminator learns the
+    # 1,797 digits by heart: the distance rose from 13 at 1,000 steps to 53 at 3,000.
     "mlp_digits": {"model": "mlp", "r1": (0.3,), "steps": 3000},
     "mlp_mnist": {"model": "mlp", "dataset": "mnist", "steps": 20_000},
     # Dense, least squares (arXiv:1611.04076).

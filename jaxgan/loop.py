@@ -4,6 +4,7 @@ Started on the directory of an unfinished run, it goes on from the newest checkp
 bits: metrics after the checkpoint are dropped, and everything random is a function of the step.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -74,6 +75,7 @@ def run(
             return state
         flags.write(config, workdir, about)
         report.truncate(workdir, step if resumed else -1)
+        start = step
         call = parallel.compile_steps(game, feed.draw, devices)
         length = min(config.steps_per_call, feed.max_steps)
         with report.Report(
@@ -95,7 +97,8 @@ def run(
                 due = due_between(first, step, config.steps)
                 scores = {}
                 if evaluate and due(config.eval_every):
-                    with log.paused():
+                    # Before the first row the time is that of compilation, which has no rate to take a pause from.
+                    with log.paused() if first > start else contextlib.nullcontext():
                         scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
                     metrics |= scores
                 log.log(step, step * config.batch_size, metrics)

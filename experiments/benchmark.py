@@ -6,7 +6,7 @@
 Three programs take turns, so that a machine whose speed drifts slows all of them; medians and ratios are printed:
 `jaxgan` (resident data, `--steps_per_call` steps in a call), `no input` (the same call on one fixed batch), and `flax`
 (`nn.Conv`, `nn.ConvTranspose` and `nn.BatchNorm` in the same game, one jitted step a call, as a first script has it:
-inside a scan XLA's CPU backend is another 40 times slower at their gradients).
+inside a scan XLA's CPU backend is far slower still at their weight gradients, see `jaxgan/layers/conv.py`).
 """
 
 import dataclasses

@@ -51,7 +51,7 @@ class Judge:
 def train(source: Source, samples: int, cache: epath.PathLike | None = None) -> Judge:
     """A judge of `samples` images at a time. Its classifier is kept in the folder `cache`, under the data's own digest.
 
-    Takes 5 s for the digits and about half a minute for MNIST on two CPU cores, the first time.
+    The first time costs the training of the classifier, `STEPS` batches.
     """
     rows = np.random.default_rng(0).permutation(source.num_examples)[:REFERENCE]
     data = source.read(rows)
@@ -147,7 +147,7 @@ def _write(path: epath.Path, params: Any) -> None:
         jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(params)
     }
     np.savez(buffer, **leaves)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs half a minute the next time
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the training the next time
         files.write(path, buffer.getvalue())
 
 

@@ -122,7 +122,7 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
         raise InputError(
             f"--conditional needs labels of two classes or more; {config.dataset} has {num_classes or 'none'}"
         )
-    home = lookup.module("model", config.model, models)
+    home = lookup.module("model", config.model, models, ("Generator", "Discriminator"))
     common = {
         "shape": shape,
         "num_classes": num_classes if config.conditional else 0,
@@ -140,8 +140,6 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
 
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     """`home.name(**arguments)`; an argument that the network does not have is an error of the flag that gave it."""
-    if not hasattr(home, name):
-        raise InputError(f"--model={home.__name__} has no {name}; a model has a Generator and a Discriminator")
     network = getattr(home, name)
     for argument in arguments.keys() - {field.name for field in dataclasses.fields(network)}:
         raise InputError(f"the {name} of {home.__name__} has no {argument!r}; leave that flag out for this model")

@@ -60,10 +60,10 @@ def main(config: Config) -> None:
     devices = parallel.devices_for(config.batch_size, config.devices)
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     source = data.load(config.dataset, **{name: getattr(config, name) for name in chosen})
-    home, dtype = lookup.module("model", config.model, models), jnp.dtype(config.dtype)
+    home, dtype = lookup.module("model", config.model, models, ("Generator", "Discriminator")), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),
-        lookup.member("network", "Discriminator", home, type)(source.shape, dtype=dtype),
+        home.Discriminator(source.shape, dtype=dtype),
     )
     # Your loss: `losses.Loss(disc, gen)`, two functions of logits, in place of this lookup; see jaxgan/losses.py.
     loss = lookup.member("loss", config.loss, losses, losses.Loss)

@@ -1,4 +1,4 @@
-"""The order of a run, and images on the devices in that order: resident arrays sampled inside the step, or a stream.
+"""Data sets by name, the order of a run, and images on the devices in it: resident and drawn by the step, or a stream.
 
 Example p of a run is `permute(seed, epoch, position, n)` with `epoch, position = divmod(p, n)`: a function of integers,
 the same in NumPy and in JAX. So nothing has to be saved to resume a run, and both placements and any number of devices
@@ -9,6 +9,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import importlib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgan import images
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
-from jaxgan.sources import Source, load, read_all
+from jaxgan.sources import Source, folder, from_arrays, is_own, npz, read_all
 
 __all__ = ["Feed", "Source", "flips", "load", "permute", "place", "read_all", "to_float"]
 
@@ -31,6 +35,65 @@ PLACEMENTS = ("auto", "resident", "stream")
 # A Feistel round takes three functions. Six rounds leave no trace in chi-square tests of pairs; four do, in small sets.
 # Multiples of the golden ratio lie far apart.
 CHOICES = np.arange(18, dtype=np.uint32).reshape(6, 3) * np.uint32(0x9E3779B9)
+
+
+def load(
+    name: str,
+    split: str = "train",
+    *,
+    data_dir: epath.PathLike | None = None,
+    manual_dir: epath.PathLike | None = None,
+    size: str = "",
+    crop: str = "center",
+    channels: int = 0,
+    cache_gb: float = 4.0,
+) -> Source:
+    """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
+
+    `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
+    (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
+    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`.
+    Raises InputError for whatever is missing, broken or ambiguous.
+    """
+    wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
+    images.check_crop(crop)
+    if channels < 0:
+        raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")
+    if kind == "folder":
+        source = folder(name, place, split, wanted, crop, channels)
+    elif kind == "npz":
+        return npz(name, place, split, wanted, crop, channels)
+    elif place:
+        raise unknown("kind of data set", kind, ("folder", "npz"), "for example folder:DIR or npz:FILE")
+    elif is_own(name) and importlib.util.find_spec(f"jaxgan.datasets.{name}.arrays"):
+        # So small that it is made anew at every start: importing TFDS alone would cost a second or two.
+        own = importlib.import_module(f"jaxgan.datasets.{name}.arrays")
+        if split not in own.SPLITS:
+            raise unknown(f"split of {name}", split, own.SPLITS)
+        arrays = own.arrays(split)
+        return from_arrays(name, **arrays, class_names=own.CLASSES, size=wanted, crop=crop, channels=channels)
+    else:
+        from jaxgan import prepared  # TFDS takes seconds to import
+
+        source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
+    return cached(source) if source.nbytes <= cache_gb * 2**30 else source
+
+
+def cached(source: Source) -> Source:
+    """The same source; each image is decoded once and kept in host memory (pages are taken as they are filled)."""
+    image = np.empty((source.num_examples, *source.shape), np.uint8)
+    label = np.empty(source.num_examples, np.int32)
+    known = np.zeros(source.num_examples, bool)
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        missing = np.unique(indices[~known[indices]])
+        if len(missing):
+            new = source.read(missing)
+            image[missing], label[missing] = new["image"], new["label"]
+            known[missing] = True  # last, so that another thread reads whole images or decodes them itself
+        return {"image": image[indices], "label": label[indices]}
+
+    return dataclasses.replace(source, read=read)
 
 
 @dataclasses.dataclass(frozen=True)

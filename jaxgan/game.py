@@ -116,6 +116,8 @@ class Game:
         if not self.moves or not self.moves[0].draw:
             raise ValueError("the first move of a game draws examples: draw=True")
         for move in self.moves:
+            if "/" in move.title:
+                raise ValueError(f"a move's name has no slash, {move.title!r}: one ends it in 'move/metric'")
             if min(move.times, move.every, move.accumulate) < 1:
                 raise ValueError(f"times, every and accumulate of move {move.title!r} are at least 1")
 
@@ -192,7 +194,7 @@ class Game:
         """Metrics of consecutive steps (n,), from `first_step` on -> means over the steps that played their move."""
         steps = first_step + np.arange(len(next(iter(stacked.values()))))
         every = {move.title: move.every for move in self.moves}
-        played = {name: steps % every[name.rsplit("/", 1)[0]] == 0 for name in stacked}
+        played = {name: steps % every[name.split("/", 1)[0]] == 0 for name in stacked}
         return {n: float(np.mean(v[played[n]], dtype=np.float64)) for n, v in stacked.items() if played[n].any()}
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,13 +14,18 @@ def names(package: ModuleType) -> list[str]:
     return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
 
-def module(kind: str, name: str, package: ModuleType) -> ModuleType:
-    """`package.name`, or the module of a dotted path."""
+def module(kind: str, name: str, package: ModuleType, needed: Sequence[str]) -> ModuleType:
+    """`package.name`, or the module of a dotted path, which has the attributes `needed`."""
+    found = None
     if "." in name:
-        return _import(kind, name)
-    if name not in names(package):
-        raise unknown(kind, name, names(package), f"or a module of your own: pkg.{name}")
-    return importlib.import_module(f"{package.__name__}.{name}")
+        found = _import(kind, name)
+    elif name in names(package):
+        found = importlib.import_module(f"{package.__name__}.{name}")
+    if found is None or any(not hasattr(found, attribute) for attribute in needed):
+        inside = {n: importlib.import_module(f"{package.__name__}.{n}") for n in names(package)}
+        choices = [n for n, m in inside.items() if all(hasattr(m, attribute) for attribute in needed)]
+        raise unknown(kind, name, choices, f"or a module of your own, pkg.{name}, with {' and '.join(needed)}")
+    return found
 
 
 def member(kind: str, name: str, home: ModuleType, wanted: type) -> Any:

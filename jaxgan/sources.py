@@ -1,9 +1,8 @@
-"""Random access to labelled images: a folder, an npz file, a data set of jaxgan or of TFDS, all as one `Source`."""
+"""Random access to labelled images as a `Source`: arrays, an npz file, a folder. (`prepared` adds those of TFDS.)"""
 
 import contextlib
 import dataclasses
 import functools
-import importlib
 import importlib.util
 import os
 import zipfile
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import images
-from jaxgan.errors import InputError, unknown
+from jaxgan.errors import InputError
 
 IMAGES, LABELS = ("image", "images", "x"), ("label", "labels", "y")  # keys of an npz file
 
@@ -37,48 +36,6 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of all images."""
         return self.num_examples * int(np.prod(self.shape))
-
-
-def load(
-    name: str,
-    split: str = "train",
-    *,
-    data_dir: epath.PathLike | None = None,
-    manual_dir: epath.PathLike | None = None,
-    size: str = "",
-    crop: str = "center",
-    channels: int = 0,
-    cache_gb: float = 4.0,
-) -> Source:
-    """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
-
-    `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
-    (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
-    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`.
-    Raises InputError for whatever is missing, broken or ambiguous.
-    """
-    wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
-    images.check_crop(crop)
-    if channels < 0:
-        raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")
-    if kind == "folder":
-        source = folder(name, place, split, wanted, crop, channels)
-    elif kind == "npz":
-        return npz(name, place, split, wanted, crop, channels)
-    elif place:
-        raise unknown("kind of data set", kind, ("folder", "npz"), "for example folder:DIR or npz:FILE")
-    elif is_own(name) and importlib.util.find_spec(f"jaxgan.datasets.{name}.arrays"):
-        # So small that it is made anew at every start: importing TFDS alone would cost a second or two.
-        own = importlib.import_module(f"jaxgan.datasets.{name}.arrays")
-        if split not in own.SPLITS:
-            raise unknown(f"split of {name}", split, own.SPLITS)
-        arrays = own.arrays(split)
-        return from_arrays(name, **arrays, class_names=own.CLASSES, size=wanted, crop=crop, channels=channels)
-    else:
-        from jaxgan import prepared
-
-        source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
-    return cached(source) if source.nbytes <= cache_gb * 2**30 else source
 
 
 def is_own(name: str) -> bool:
@@ -223,30 +180,20 @@ def list_images(root: epath.Path) -> list[str]:
     """Sorted paths below `root`, relative to it, of the files that are images by their names. Follows links."""
     found = []
     if "://" in os.fspath(root):
-        found = [f.relative_to(root).as_posix() for f in root.rglob("*")]
+        folders = [root]
+        while folders:
+            for path in folders.pop().iterdir():
+                # A name that says image is not asked whether it is a folder: each answer is a trip over the network.
+                if path.name.lower().endswith(images.SUFFIXES):
+                    found.append(path.relative_to(root).as_posix())
+                elif path.is_dir():
+                    folders.append(path)
     else:
         for directory, _, names in os.walk(root, followlinks=True):
             inner = os.path.relpath(directory, root)
             found += [n if inner == "." else f"{inner}/{n}".replace(os.sep, "/") for n in names]
     visible = (f for f in found if not any(part.startswith(".") for part in f.split("/")))
     return sorted(f for f in visible if f.lower().endswith(images.SUFFIXES))
-
-
-def cached(source: Source) -> Source:
-    """The same source; each image is decoded once and kept in host memory (pages are taken as they are filled)."""
-    image = np.empty((source.num_examples, *source.shape), np.uint8)
-    label = np.empty(source.num_examples, np.int32)
-    known = np.zeros(source.num_examples, bool)
-
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        missing = np.unique(indices[~known[indices]])
-        if len(missing):
-            new = source.read(missing)
-            image[missing], label[missing] = new["image"], new["label"]
-            known[missing] = True  # last, so that another thread reads whole images or decodes them itself
-        return {"image": image[indices], "label": label[indices]}
-
-    return dataclasses.replace(source, read=read)
 
 
 def read_all(source: Source, chunk: int = 1024) -> dict[str, np.ndarray]:

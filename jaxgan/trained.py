@@ -9,6 +9,7 @@ Loading runs no code from outside jaxgan, unless the caller allows it.
 import dataclasses
 import functools
 import importlib
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,14 @@ def network(module: nn.Module) -> dict[str, Any]:
     arguments = {name: getattr(module, name) for name in _fields(type(module))}
     if "dtype" in arguments:
         arguments["dtype"] = jnp.dtype(arguments["dtype"]).name
+    for name, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{type(module).__name__}({name}={value!r}): a run stores its networks' arguments as JSON; expected "
+                "numbers, text, booleans, None, or tuples of them"
+            ) from None
     return {"path": f"{_home(type(module))}:{type(module).__qualname__}", "arguments": arguments}
 
 

@@ -4,7 +4,6 @@
 which cost more than the runs and are therefore skipped otherwise.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -14,94 +13,25 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import image
-from jaxgan import checkpoint, flags, lookup, models
+from jaxgan import checkpoint
+from tests.runs import KILLS, STEPS, TINY, compile_quickly, here, leaves, lines, program, rows, same_run, start
 
-ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("JAXGAN_KILLS", "2"))
-LONG = KILLS > 2
-STEPS = 30 * max(KILLS, 1)
-QUIET = ("--eval_every=0", "--sample_every=0", "--notensorboard")
-TINY = ("--width=4", "--latent=8", "--batch_size=8", "--steps_per_call=5", "--checkpoint_every=10", *QUIET)
+__all__ = ["compile_quickly"]  # a fixture
+
 # The rate jumps from 1e-4 to 1e22 where the cosine first differs from 1 in float32, after some 14 steps.
 JUMP = ("--optimizer=sgd", "--learning_rate=1e-4,1e30")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """In this process too: 3 seconds of compilation for a run instead of 15, and programs shared with subprocesses."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", not LONG)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """So that a stray file of a relative path is seen."""
     monkeypatch.chdir(tmp_path)
-
-
-def start(workdir, *argv, **streams):
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not LONG))}
-    command = [sys.executable, "-m", "experiments.image", f"--workdir={workdir}", *argv]
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **streams)
-
-
-def program(workdir, *argv):
-    """Exit code, stdout and stderr of a run in a process of its own."""
-    process = start(workdir, *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def here(capfd, *argv):
-    """The same in this process."""
-    capfd.readouterr()
-    code = 0
-    try:
-        flags.main(image.Config, image.PRESETS, image.main, argv)
-    except SystemExit as ending:
-        code = ending.code
-    return code, *capfd.readouterr()
-
-
-def lines(workdir):
-    path = workdir / "metrics.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def rows(workdir):
-    """What metrics.jsonl holds, less what depends on the machine; floats by their repr, so compared bit by bit."""
-    clock = ("seconds", "images_per_second")
-    return [{k: repr(v) for k, v in json.loads(line).items() if k not in clock} for line in lines(workdir)]
-
-
-def leaves(tree, prefix=""):
-    for name, value in tree.items():
-        yield from leaves(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
-
-
-def bits(workdir, step=None):
-    """{leaf: (dtype, shape, bytes)} of a checkpoint."""
-    state = checkpoint.read(workdir / "checkpoints", step)
-    return {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in leaves(state)}
-
-
-def same_run(a, b):
-    assert rows(a) == rows(b)
-    ours, theirs = bits(a), bits(b)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 def snapshot(folder):
@@ -273,6 +203,7 @@ REFUSED = {
     "model": ("--model=dcgn", "'dcgn'", "'dcgan'"),
     "model of no module": ("--model=no.such", "'no.such'"),
     "model that is none": ("--model=jaxgan.losses", "jaxgan.losses", "Generator"),
+    "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, mlp"),
     "model without the argument": ("--model=mlp --width=4", "'width'", "mlp"),
     "model without batch norm": ("--model=mlp --width=0 --nodisc_batch_norm", "'batch_norm'", "mlp"),
     "optimizer": ("--optimizer=adamm", "'adamm'", "'adam'"),
@@ -388,25 +319,3 @@ def test_a_run_whose_every_checkpoint_is_cut_short_is_refused(whole, tmp_path, c
     assert (code, out) == (2, "") and "Traceback" not in err
     assert len(warnings) <= len(list((workdir / "checkpoints").iterdir()))  # one names each of the damaged
     assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("preset", image.PRESETS)
-def test_every_preset_takes_real_steps(preset, tmp_path, capfd):
-    """On random images of the size that it is for, with networks as narrow as they can be."""
-    row = image.PRESETS[preset]
-    side, colours = (int(row["size"]), 3) if row.get("size") else (28, 1)
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (32, side, side, colours), np.uint8)
-    np.savez(tmp_path / "data.npz", image=pixels, label=rng.permutation(np.arange(32) % 10))
-    generator = lookup.module("model", row.get("model", image.Config().model), models).Generator
-    has = {field.name for field in dataclasses.fields(generator)}
-    argv = [f"--preset={preset}", f"--dataset=npz:{tmp_path / 'data.npz'}", f"--workdir={tmp_path / 'run'}", *QUIET]
-    argv += ["--steps=2", "--steps_per_call=2", "--batch_size=8", "--latent=8"] + ["--width=4"] * ("width" in has)
-    code, _, err = here(capfd, *argv)
-    assert code == 0, err
-    (line,) = lines(tmp_path / "run")
-    found = json.loads(line)
-    assert found["step"] == 2 and found["images"] == 16
-    assert all(isinstance(value, int | float) for name, value in found.items() if name != "images_per_second"), found
-    state = checkpoint.read(tmp_path / "run" / "checkpoints")
-    assert state["step"] == 2 and all(np.isfinite(x).all() for name, x in leaves(state) if x.dtype.kind == "f")

@@ -1,4 +1,4 @@
-"""The digits as arrays, for the builder beside this file and for `sources.load`, which then does without TFDS."""
+"""The digits as arrays, for the builder beside this file and for `data.load`, which then does without TFDS."""
 
 import importlib.util
 import pathlib

@@ -1,0 +1,82 @@
+"""Runs of an experiment for tests: in a process of their own or in this one, and what they left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import image
+from jaxgan import checkpoint, flags
+
+ROOT = Path(__file__).parents[1]
+KILLS = int(os.environ.get("JAXGAN_KILLS", "2"))
+LONG = KILLS > 2
+STEPS = 30 * max(KILLS, 1)
+QUIET = ("--eval_every=0", "--sample_every=0", "--notensorboard")
+TINY = ("--width=4", "--latent=8", "--batch_size=8", "--steps_per_call=5", "--checkpoint_every=10", *QUIET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """In this process too: 3 seconds of compilation for a run instead of 15, and programs shared with subprocesses."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not LONG)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def start(workdir, *argv, **streams):
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not LONG))}
+    command = [sys.executable, "-m", "experiments.image", f"--workdir={workdir}", *argv]
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **streams)
+
+
+def program(workdir, *argv):
+    """Exit code, stdout and stderr of a run in a process of its own."""
+    process = start(workdir, *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def here(capfd, *argv):
+    """The same in this process."""
+    capfd.readouterr()
+    code = 0
+    try:
+        flags.main(image.Config, image.PRESETS, image.main, argv)
+    except SystemExit as ending:
+        code = ending.code
+    return code, *capfd.readouterr()
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def rows(workdir):
+    """What metrics.jsonl holds, less what depends on the machine; floats by their repr, so compared bit by bit."""
+    clock = ("seconds", "images_per_second")
+    return [{k: repr(v) for k, v in json.loads(line).items() if k not in clock} for line in lines(workdir)]
+
+
+def leaves(tree, prefix=""):
+    for name, value in tree.items():
+        yield from leaves(value, f"{prefix}{name}/") if isinstance(value, dict) else [(prefix + name, value)]
+
+
+def bits(workdir, step=None):
+    """{leaf: (dtype, shape, bytes)} of a checkpoint."""
+    state = checkpoint.read(workdir / "checkpoints", step)
+    return {name: (str(x.dtype), x.shape, x.tobytes()) for name, x in leaves(state)}
+
+
+def same_run(a, b):
+    assert rows(a) == rows(b)
+    ours, theirs = bits(a), bits(b)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxgan import collectives
-from jaxgan.layers import BatchNorm, Conv, ConvTranspose, same_padding
+from jaxgan.layers import BatchNorm, Conv, ConvTranspose, conv_cpu, same_padding, winograd
 from jaxgan.layers.conv import conv, conv_transpose
+
+# Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def reference(x, w, stride, pads):
@@ -41,21 +44,20 @@ def geometry(draw):
     return draw(st.integers(1, 3)), h, w, draw(st.integers(1, 3)), draw(st.integers(1, 3)), kernel, stride, pads
 
 
-# Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def operands(b, h, w, c, d, kernel, stride, pads):
-    """Standard normal x (b, h, w, c), kernel (k, k, c, d) and y (b, oh, ow, d)."""
+    """Normal x (b, h, w, c), kernel (k, k, c, d) and y (b, oh, ow, d); the kernel keeps their scale."""
     out = tuple((n + sum(p) - kernel) // stride + 1 for n, p in zip((h, w), pads, strict=True))
     rng = np.random.default_rng([b, h, w, c, d, kernel, stride])
     shapes = (b, h, w, c), (kernel, kernel, c, d), (b, *out, d)
-    return tuple(jnp.float32(rng.normal(size=shape)) for shape in shapes)
+    scales = 1, (kernel * kernel * max(c, d)) ** -0.5, 1
+    return tuple(jnp.float32(rng.normal(scale=s, size=shape)) for s, shape in zip(scales, shapes, strict=True))
 
 
 SAME_4_2 = (2, 6, 7, 2, 3, 4, 2, same_padding((6, 7), 4, 2))
 LEFTOVER = (1, 9, 8, 2, 1, 3, 3, ((0, 0), (0, 0)))  # a last row and column that no tap reaches
 GAPS = (2, 8, 5, 1, 2, 1, 3, ((0, 0), (0, 0)))  # pixels between taps that none reaches
+WIDE = (2, 11, 12, 17, 18, 4, 2, same_padding((11, 12), 4, 2))  # Winograd's and XLA's ways
+WIDER = (1, 5, 8, 256, 17, 3, 1, same_padding((5, 8), 3, 1))  # Winograd's alone
 
 
 def orders(function, x, w):
@@ -80,11 +82,65 @@ def assert_near(given, wanted):
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5 * max(1, np.abs(w).max()))
 
 
+WAYS = {name: way for name, way in vars(conv_cpu).items() if isinstance(way, conv_cpu.Way)}
+
+
+@pytest.mark.parametrize("m, oh, ow", [(1, 3, 2), (2, 5, 6), (3, 4, 7), (4, 3, 2)])
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_is_the_sum_that_it_stands_for(name, m, oh, ow):
+    """The three maps against NumPy in float64."""
+    if name == "WINOGRAD" and m not in winograd.MATRICES:
+        pytest.skip("no transform for so many taps")
+    rng = np.random.default_rng([m, oh, ow])
+    z, w, y = (rng.normal(size=s) for s in ((4, oh + m - 1, ow + m - 1, 5), (m, m, 5, 3), (4, oh, ow, 3)))
+    correlated, spread, contracted = np.zeros_like(y), np.zeros_like(z), np.zeros_like(w)
+    for u in range(m):
+        for v in range(m):
+            window = np.s_[:, u : u + oh, v : v + ow]
+            correlated += z[window] @ w[u, v]
+            spread[window] += y @ w[u, v].T
+            contracted[u, v] = np.einsum("bijc,bijd->cd", z[window], y)
+    way = WAYS[name]
+    z, w, y = map(jnp.float32, (z, w, y))
+    for got, expected in (
+        (way.correlate(z, w), correlated),
+        (way.spread(y, w), spread),
+        (way.contract(z, y), contracted),
+    ):
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+
+
+def test_parts_of_a_batch_change_nothing(monkeypatch):
+    """What does not fit the cache is worked off in parts, here of one image."""
+    rng = np.random.default_rng(0)
+    z, w, y = (jnp.float32(rng.normal(size=s)) for s in ((6, 5, 7, 4), (2, 2, 4, 3), (6, 4, 6, 3)))
+
+    def maps():
+        return quick(lambda: (winograd.correlate(z, w), winograd.spread(y, w), winograd.contract(z, y)))()
+
+    whole = maps()
+    monkeypatch.setattr(winograd, "CACHE", 9 * 4 * 6 * 4)
+    assert "scan" in str(jax.make_jaxpr(winograd.correlate)(z, w))
+    for a, b in zip(whole, maps(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_ways_are_chosen_by_their_channels_and_sizes():
+    assert conv_cpu.way(2, 12, 64, (32, 32)) is conv_cpu.TAPS
+    assert conv_cpu.way(3, 128, 3, (32, 32)) is conv_cpu.TAPS_OF_Y
+    assert conv_cpu.way(2, 256, 128, (16, 16)) is conv_cpu.WINOGRAD
+    assert conv_cpu.way(2, 256, 128, (7, 7)) is conv_cpu.DIRECT  # padded to 8x8, too little is saved
+    assert conv_cpu.way(7, 256, 128, (8, 8)) is conv_cpu.DIRECT
+
+
 @settings(max_examples=5)
 @given(geometry())
 @example(SAME_4_2)
 @example(LEFTOVER)
 @example(GAPS)
+@example(WIDE)
+@example(WIDER)
 def test_conv_and_its_derivatives(shape):
     *_, stride, pads = shape
     x, w, y = operands(*shape)
@@ -104,6 +160,8 @@ def test_conv_and_its_derivatives(shape):
 @example(SAME_4_2)
 @example(LEFTOVER)
 @example(GAPS)
+@example(WIDE)
+@example(WIDER)
 def test_conv_transpose_and_its_derivatives(shape):
     _, h, width, *_, stride, pads = shape
     x, w, y = operands(*shape)

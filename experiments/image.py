@@ -32,6 +32,7 @@ class Config(Common):
     conditional: bool = option(False, "generator and discriminator see the class label")
     latent: int = option(0, "dimension of the latent; 0: the model's own")
     width: int = option(0, "base number of channels; 0: the model's own")
+    variant: str = option("", "which of the published shapes of the model, where it has several")
     disc_batch_norm: bool = option(True, "batch norm in the discriminator, where the model has it")
     optimizer: str = option("adam", "the optimizer of both players", ("adam", "rmsprop", "sgd"))
     learning_rate: tuple[float, ...] = option((2e-4,), "one value, or start,end over --anneal_images")
@@ -128,7 +129,7 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
         "num_classes": num_classes if config.conditional else 0,
         "dtype": jnp.dtype(config.dtype),
     }
-    own = {"width": config.width} if config.width else {}
+    own = {name: value for name in ("width", "variant") if (value := getattr(config, name))}
     latent = {"latent": config.latent} if config.latent else {}
     norm = {} if config.disc_batch_norm else {"batch_norm": False}
     return adversarial.Pair(

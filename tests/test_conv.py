@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxgan import collectives
-from jaxgan.layers import BatchNorm, Conv, ConvTranspose, conv_cpu, same_padding, winograd
+from jaxgan.layers import BatchNorm, Conv, ConvTranspose, Dense, SpectralNorm, conv_cpu, same_padding, winograd
 from jaxgan.layers.conv import conv, conv_transpose
 
 # Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
@@ -365,3 +365,65 @@ def test_collectives():
     np.testing.assert_array_equal(back, 2 * np.arange(6).reshape(2, 3))  # each entry is used on both devices
     np.testing.assert_array_equal(mean["x"], [[1.5, 2.5, 3.5]] * 2)
     np.testing.assert_array_equal(size, [2, 2])
+
+
+def test_batch_norm_of_classes():
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(3, 2, (6, 4, 5, 2)), np.array([0, 2, 1, 1, 0, 2])
+    scale, bias = rng.normal(size=(3, 2)), rng.normal(size=(3, 2))
+    norm = BatchNorm(num_classes=3)
+    variables = norm.init(jax.random.key(0), jnp.float32(x), True, label)
+    assert variables["params"]["scale"].shape == (3, 2)
+    params = {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}
+    y, _ = norm.apply({**variables, "params": params}, jnp.float32(x), True, label, mutable="batch_stats")
+    plain = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    expected = plain * scale[label][:, None, None] + bias[label][:, None, None]
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+    """After enough power iterations; one a training pass, none otherwise. Its gradient is that of w / (v^T w u)."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 3, 4, 5))
+    largest = np.linalg.svd(w.reshape(-1, 5))[1][0]
+    norm, now = SpectralNorm(), jnp.float32(w)
+    variables = norm.init(jax.random.key(0), now, True)
+    before = variables["spectral"]["u"]
+    assert np.linalg.norm(before) == pytest.approx(1, abs=1e-6)
+    _, same = norm.apply(variables, now, False, mutable="spectral")
+    np.testing.assert_array_equal(same["spectral"]["u"], before)
+    _, once = norm.apply(variables, now, True, mutable="spectral")
+    v = w.reshape(-1, 5) @ np.float64(before)
+    u = w.reshape(-1, 5).T @ v
+    np.testing.assert_allclose(once["spectral"]["u"], u / np.linalg.norm(u), atol=1e-6)
+    for _ in range(100):
+        y, variables = norm.apply(variables, now, True, mutable="spectral")
+    np.testing.assert_allclose(y, w / largest, rtol=1e-4, atol=1e-6)
+    u = np.float64(variables["spectral"]["u"])
+    v = w.reshape(-1, 5) @ u / largest
+    weights = rng.normal(size=w.shape)
+
+    def total(w):
+        return jnp.sum(norm.apply(variables, w, False) * weights)
+
+    sigma = v @ w.reshape(-1, 5) @ u
+    by_sigma = -(weights * w).sum() / sigma**2
+    expected = weights / sigma + by_sigma * np.outer(v, u).reshape(w.shape)
+    np.testing.assert_allclose(jax.grad(total)(now), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_dense_and_convolution_are_normalised():
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 4, 4, 3)))
+    conv, dense = Conv(5, 3, spectral=True), Dense(5, spectral=True)
+    for layer, inputs in ((conv, x), (dense, x.reshape(2, -1))):
+        variables = layer.init(jax.random.key(0), inputs, True)
+        scaled = {**variables, "params": jax.tree.map(lambda p: 7 * p if p.ndim > 1 else p, variables["params"])}
+        for _ in range(30):
+            _, state = layer.apply(scaled, inputs, True, mutable="spectral")
+            scaled = {**scaled, **state}
+        y = layer.apply(scaled, inputs)
+        w = np.float64(variables["params"]["kernel"])
+        plain = type(layer)(5, **({"kernel": 3} if layer is conv else {}))
+        w = w / np.linalg.svd(w.reshape(-1, 5))[1][0]
+        expected = plain.apply({"params": {**variables["params"], "kernel": w}}, inputs)
+        np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from jaxgan import lookup, models
+from jaxgan.errors import InputError
 
 MODULES = {name: importlib.import_module(f"jaxgan.models.{name}") for name in lookup.names(models)}
 MODELS = {n: m for n, m in MODULES.items() if hasattr(m, "Generator") and hasattr(m, "Discriminator")}
@@ -84,11 +85,19 @@ def program(model, shape, num_classes):
 
 # Labels at the smallest shape alone: where they enter does not depend on it, and each case costs seconds to compile.
 CASES = [*((shape, 0) for shape in SHAPES[:-1]), (SHAPES[-1], CLASSES)]
-every_case = pytest.mark.parametrize(("shape", "num_classes"), CASES, ids=str)
+# Models of certain sizes alone say them: `PLANS` {variant: {size: ...}}.
+SIZED = {name: list(module.PLANS) for name, module in MODELS.items() if hasattr(module, "PLANS")}
 every_model = pytest.mark.parametrize("model", sorted(MODELS))
 
 
-@every_model
+def cases():
+    for model in sorted(MODELS):
+        yield from ((model, shape, n) for shape, n in ([((32, 32, 3), CLASSES)] if model in SIZED else CASES))
+
+
+every_case = pytest.mark.parametrize(("model", "shape", "num_classes"), list(cases()), ids=str)
+
+
 @every_case
 def test_shapes_ranges_and_gradients(model, shape, num_classes):
     generator, discriminator, out = program(model, shape, num_classes)
@@ -108,7 +117,7 @@ def test_shapes_ranges_and_gradients(model, shape, num_classes):
 
 @every_model
 def test_labels_matter(model):
-    _, _, out = program(model, SHAPES[-1], CLASSES)
+    _, _, out = program(model, (32, 32, 3) if model in SIZED else SHAPES[-1], CLASSES)
     images, logits = out["relabelled"]
     assert np.abs(images - out["fake"]).max((1, 2, 3)).min() > 1e-4
     assert np.abs(logits - out["logits"]).min() > 1e-6
@@ -121,7 +130,6 @@ def moves_others(logits, perturbed):
     return bool(others > 1e-4 * own)
 
 
-@every_model
 @every_case
 def test_mixes_batch_is_the_truth(model, shape, num_classes):
     """Where it is False, real and generated images may share a pass, and penalties see each image's own gradient."""
@@ -178,6 +186,45 @@ def test_mlp_has_the_parameters_of_its_layers():
     assert count(mlp.Discriminator, shape, 0, jnp.zeros((1, *shape))) == discriminator
 
 
+@pytest.mark.parametrize("width, variant", [(64, "sngan"), (64, "wgan_gp")])
+def test_resnet_32_has_the_parameters_of_the_papers(width, variant):
+    """SNGAN: 256 and 128 channels (arXiv:1802.05957, table 4); WGAN-GP: 128 and 128 (arXiv:1704.00028, app. C)."""
+    resnet, shape = MODELS["resnet"], (32, 32, 3)
+    g, d = (256, 128) if variant == "sngan" else (128, 128)
+
+    def block(c, features, shortcut=True):
+        return 9 * c * features + 9 * features * features + 2 * features + shortcut * (c * features + features)
+
+    norms = 3 * 2 * 2 * g + 2 * g
+    generator = 128 * 16 * g + 16 * g + 3 * block(g, g) + norms + 9 * g * 3 + 3
+    discriminator = block(3, d) + block(d, d) + 2 * block(d, d, False) + d + 1
+    options = {"width": width, "variant": variant}
+    z, x, label = jnp.zeros((1, 128)), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+    gen, disc = (functools.partial(network, **options) for network in (resnet.Generator, resnet.Discriminator))
+    assert count(gen, shape, 0, z) == generator
+    assert count(disc, shape, 0, x) == discriminator
+    assert count(gen, shape, 10, z, label) == generator + 9 * norms
+    assert count(disc, shape, 10, x, label) == discriminator + 10 * d
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 128])
+def test_resnet_of_every_size(size):
+    resnet, shape = MODELS["resnet"], (size, size, 3)
+    gen, disc = resnet.Generator(shape, width=2), resnet.Discriminator(shape, width=2)
+    key, rest = jax.random.key(0), {"train": True, "mutable": ["batch_stats", "spectral"]}
+    z, x = jax.ShapeDtypeStruct((2, 128), jnp.float32), jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    images, _ = jax.eval_shape(lambda z: gen.init_with_output({"params": key}, z, **rest)[0], z)
+    logits, _ = jax.eval_shape(lambda x: disc.init_with_output({"params": key}, x, **rest)[0], x)
+    assert images.shape == (2, *shape) and logits.shape == (2,)
+
+
+def test_resnet_of_another_size_is_refused():
+    with pytest.raises(InputError, match="40x40; nearest: --size=32"):
+        MODELS["resnet"].Generator((40, 40, 3)).init(jax.random.key(0), jnp.zeros((1, 128)))
+    with pytest.raises(InputError, match="wgan_gp"):
+        MODELS["resnet"].Discriminator((32, 32, 3), variant="sgan").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
 def test_dcgan_starts_from_the_normal_distribution_of_the_paper():
     """All weights N(0, 0.02²), scales of batch norm N(1, 0.02²), biases 0 (arXiv:1511.06434, section 4)."""
     dcgan, shape, label = MODELS["dcgan"], (16, 16, 3), jnp.zeros(1, jnp.int32)
@@ -202,7 +249,7 @@ def test_dcgan_starts_from_the_normal_distribution_of_the_paper():
 
 @every_model
 def test_half_precision_inside_float32_outside(model):
-    shape = (8, 8, 1)
+    shape = (32, 32, 3) if model in SIZED else (8, 8, 1)
 
     def both(key):
         gen = build(MODELS[model].Generator, shape, CLASSES, dtype=jnp.bfloat16)

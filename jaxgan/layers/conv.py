@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgan.layers import conv_cpu
+from jaxgan.layers.spectral import SpectralNorm
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -40,7 +41,10 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
 
 
 class Conv(nn.Module):
-    """Convolution (b, h, w, c) -> (b, ceil(h / stride), ceil(w / stride), features), or 'VALID'."""
+    """Convolution (b, h, w, c) -> (b, ceil(h / stride), ceil(w / stride), features), or 'VALID'.
+
+    `spectral`: the kernel is divided by its largest singular value; `train` matters then alone.
+    """
 
     features: int
     kernel: int = 3
@@ -49,10 +53,12 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
+    spectral: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         w = self.param("kernel", self.kernel_init, (self.kernel, self.kernel, x.shape[-1], self.features))
+        w = SpectralNorm()(w, train) if self.spectral else w
         same = self.padding == "SAME"
         pads = same_padding(x.shape[1:3], self.kernel, self.stride) if same else ((0, 0), (0, 0))
         x = conv(x.astype(self.dtype), w.astype(self.dtype), self.stride, pads)

@@ -16,21 +16,27 @@ class BatchNorm(nn.Module):
     The running statistics are a plain average of the first 1 / (1 - momentum) batches and an exponential one after.
     Zeroed and fed a few batches, they are therefore those batches' average: the "standing statistics" that a generator
     with averaged weights needs, whose activations no step of the training has seen (`adversarial.standing`).
+
+    num_classes: with labels, every class has a gain and a bias of its own (arXiv:1610.07629, eq. 5).
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
     dtype: Any = jnp.float32
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, label: jax.Array | None = None) -> jax.Array:
         c = x.shape[-1]
         count = self.variable("batch_stats", "count", jnp.zeros, ())
         mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         var = self.variable("batch_stats", "var", jnp.ones, (c,))
-        scale = self.param("scale", self.scale_init, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        shape = (c,) if label is None else (self.num_classes, c)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if label is not None:  # (b, 1, ..., c)
+            scale, bias = (jnp.expand_dims(p[label], range(1, x.ndim - 1)) for p in (scale, bias))
         if train:
             y = x.astype(jnp.float32)
             axes = tuple(range(x.ndim - 1))

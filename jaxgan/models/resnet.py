@@ -48,9 +48,9 @@ def plan(variant: str, shape: tuple[int, int, int]) -> Plan:
     sizes = PLANS[variant]
     if shape[0] != shape[1] or shape[0] not in sizes:
         near = min(sizes, key=lambda size: abs(size - shape[0]))
-        listing = ", ".join(f"{size}x{size}" for size in sizes)
         raise InputError(
-            f"{variant} has no plan for images of {shape[0]}x{shape[1]}; it has {listing}; try --size={near}"
+            f"resnet's {variant} has no plan for images of {shape[0]}x{shape[1]}; nearest: --size={near} "
+            f"(squares of {', '.join(map(str, sizes))} pixels)"
         )
     return sizes[shape[0]]
 

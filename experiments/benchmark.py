@@ -1,163 +1,393 @@
-"""How long a training step takes: jaxgan's, the same game with Flax's own layers, and what the input costs.
+"""How long a training step takes, where its time goes, and what a peer takes for the same.
 
-    python -m experiments.benchmark                     # DCGAN, 64x64x3, width 64, batch 64, float32
-    python -m experiments.benchmark --size=32 --width=32 --out=bench.json
+    python -m experiments.benchmark                                    # every case, float32, data on the device
+    python -m experiments.benchmark --cases=dcgan64 --peer=torch --peer_python=other/bin/python
+    python -m experiments.benchmark --cases=dcgan64 --dtype=float32,bfloat16 --steps_per_call=1,10,100
+    python -m experiments.benchmark --cases=dcgan64 --placement=resident,stream --dataset=folder:faces
 
-Three programs take turns, so that a machine whose speed drifts slows all of them; medians and ratios are printed:
-`jaxgan` (resident data, `--steps_per_call` steps in a call), `no input` (the same call on one fixed batch), and `flax`
-(`nn.Conv`, `nn.ConvTranspose` and `nn.BatchNorm` in the same game, one jitted step a call, as a first script has it:
-inside a scan XLA's CPU backend is far slower still at their weight gradients, see `jaxgan/layers/conv.py`).
+A step is all of it: both players, penalties, Adam, moving average, the draw of images and latents. Programs of one case
+take turns, so that a machine whose speed drifts slows all of them; medians are printed, and medians of the ratios turn
+by turn. A peer runs in a process of its own, in each of its modes, and its best counts.
+
+FLOP are those of XLA's plain convolutions as XLA counts them, whatever algorithm runs (on a CPU jaxgan's need fewer, so
+that the share of the peak, a large matrix product on the same device, can pass 100%).
 """
 
 import dataclasses
+import importlib
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, files, flags, losses, parallel, sources
+from experiments import flax_peer
+from jaxgan import adversarial, data, files, flags, losses, parallel, penalties, sources
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game
-from jaxgan.models import dcgan
+from jaxgan.layers.conv import plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One training, in the same words for us and for a peer."""
+
+    name: str
+    model: str
+    shape: tuple[int, int, int]
+    loss: str = "non_saturating"
+    variant: str = ""
+    latent: int = 100
+    width: int = 64
+    batch_size: int = 64
+    wgan_gp: float = 0.0
+    disc_batch_norm: bool = True
+    disc_steps: int = 1
+    learning_rate: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    ema: float = 10_000.0
+
+
+# One discriminator move a step in all of them, so that their images per second compare.
+CASES = {
+    case.name: case
+    for case in (
+        Case("mlp28", "mlp", (28, 28, 1)),
+        Case("dcgan32", "dcgan", (32, 32, 3)),
+        Case("dcgan64", "dcgan", (64, 64, 3)),
+        Case("sngan32", "resnet", (32, 32, 3), "hinge", "sngan", 128, beta1=0.0, beta2=0.9),
+        Case("wgangp32", "resnet", (32, 32, 3), "wasserstein", "wgan_gp", 128, wgan_gp=10.0, beta1=0.0, beta2=0.9),
+    )
+}
+PLACEMENTS = ("resident", "stream", "none", "draw")
+PEERS = ("none", "torch", "flax")
+MANY = 2**23  # steps, more than are ever measured
+MODES = ("eager", "channels_last", "compile")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    size: int = option(64, "height and width of the images")
-    width: int = option(64, "base number of channels")
-    batch_size: int = option(64, "images a step")
-    steps_per_call: int = option(4, "steps in one call of jaxgan's")
-    rounds: int = option(5, "times that the three take turns")
-    flax: bool = option(True, "measure Flax's own layers too")
+    cases: tuple[str, ...] = option(tuple(CASES), "what to train", choices=tuple(CASES))
+    batch_size: int = option(0, "images a step; 0: the case's own")
+    width: int = option(0, "base number of channels; 0: the case's own")
+    dtype: tuple[str, ...] = option(("float32",), "arithmetic of the networks", ("float32", "bfloat16"))
+    placement: tuple[str, ...] = option(
+        ("resident",), "where images come from; none: one fixed batch; draw: no step, only its input", PLACEMENTS
+    )
+    steps_per_call: tuple[int, ...] = option((10,), "steps in one compiled call")
+    dataset: str = option("", "images to train on, resized to the case's; empty: 1,024 of noise")
+    accumulate: int = option(1, "micro-batches of a batch")
+    remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
+    devices: int = option(1, "devices to use; 0: all")
+    rounds: int = option(5, "turns of each program; the medians count")
+    peer: str = option("none", "what to measure beside it: PyTorch, or Flax's own layers (dcgan)", PEERS)
+    peer_python: str = option("", "the Python that has torch; empty: this one")
+    modes: tuple[str, ...] = option(MODES, "ways to run PyTorch", MODES)
+    profile: str = option("", "a folder for a profile of one call of each program (TensorBoard, Perfetto)")
     out: str = option("", "a JSON file for the figures; empty: none")
+    smoke: bool = option(False, "tiny networks and one round: whether it runs, not how fast")
 
 
-class FlaxGenerator(nn.Module):
-    """DCGAN's generator of Flax's own layers."""
+@dataclasses.dataclass
+class Program:
+    """Something that trains a few steps whenever `run` is called, and returns seconds per step."""
 
-    shape: tuple[int, int, int]
-    width: int
-    latent: int = 100
+    name: str
+    run: Callable[[], float]
+    compile_seconds: float
+    mebibytes: float = 0.0  # of the compiled program: arguments, results and what lies between
+    gigaflop: float = 0.0  # a step
+    dtype: str = "float32"
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
-    @nn.compact
-    def __call__(self, z, label=None, train=False):
-        *upper, (h, w) = dcgan.sizes(self.shape)
-        channels = self.width * 2 ** (len(upper) - 1)
-        x = nn.Dense(h * w * channels, use_bias=False)(z).reshape(-1, h, w, channels)
-        x = nn.relu(nn.BatchNorm(not train)(x))
-        for _ in upper[1:]:
-            channels //= 2
-            x = nn.ConvTranspose(channels, (4, 4), (2, 2), use_bias=False)(x)
-            x = nn.relu(nn.BatchNorm(not train)(x))
-        return jnp.tanh(nn.ConvTranspose(self.shape[2], (4, 4), (2, 2))(x))
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
 
-class FlaxDiscriminator(nn.Module):
-    """DCGAN's discriminator of Flax's own layers."""
-
-    shape: tuple[int, int, int]
-    width: int
-    mixes_batch = True
-
-    @nn.compact
-    def __call__(self, x, label=None, train=False):
-        for i in range(len(dcgan.sizes(self.shape)) - 1):
-            x = nn.Conv(self.width * 2**i, (4, 4), (2, 2), use_bias=i == 0)(x)
-            x = nn.leaky_relu(x if i == 0 else nn.BatchNorm(not train)(x), 0.2)
-        return nn.Dense(1)(x.reshape(x.shape[0], -1))[:, 0]
+# --- ours
 
 
-def game(generator: nn.Module, discriminator: nn.Module) -> Game:
-    adam = optax.adam(2e-4, b1=0.5)
-    pair = adversarial.Pair(generator, discriminator)
-    return adversarial.game(pair, losses.non_saturating, gen_optimizer=adam, disc_optimizer=adam, ema=10_000.0)
+def make_game(case: Case, dtype: str, accumulate: int, remat: bool) -> Game:
+    home = importlib.import_module(f"jaxgan.models.{case.model}")
+    options = {"shape": case.shape, "width": case.width, "variant": case.variant, "dtype": jnp.dtype(dtype)}
+    options["batch_norm"] = case.disc_batch_norm
+
+    def build(network: Any, **own: Any) -> Any:
+        fields = {f.name for f in dataclasses.fields(network)}
+        return network(**{name: value for name, value in (options | own).items() if name in fields})
+
+    generator = build(home.Generator, latent=case.latent, batch_norm=True)
+    pair = adversarial.Pair(generator, build(home.Discriminator), remat=remat)
+    return players(case, pair, accumulate)
 
 
-def programs(config: Config) -> dict[str, Callable[[], float]]:
-    """Name -> a function that runs the program once and returns seconds per step. Each is compiled here."""
-    shape = (config.size, config.size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, (1024, *shape), np.uint8)
-    source = sources.from_arrays("noise", pixels)
-    device = jax.devices()[:1]
-    ours = game(dcgan.Generator(shape, width=config.width), dcgan.Discriminator(shape, width=config.width))
-    feed = data.place(source, batch_size=config.batch_size, draws=ours.draws, devices=device, placement="resident")
-    x = next(feed.calls(0, config.steps_per_call, config.steps_per_call))
-    one = jax.tree.map(lambda x: x[0, 0], x)
-    batch = jax.jit(feed.draw)(feed.resident, one)
-    example = {name: value[0] for name, value in batch.items()}
-    fixed = parallel.replicate(batch, device)
-    plain = game(FlaxGenerator(shape, config.width), FlaxDiscriminator(shape, config.width))
-
-    result = {
-        "jaxgan": scanned(ours, feed.draw, example, feed.resident, x, device),
-        "no input": scanned(ours, lambda resident, x: resident, example, fixed, x, device),
-    }
-    if config.flax:
-        state = jax.jit(plain.init)(jax.random.key(0), example)
-        step = jax.jit(plain.step, donate_argnums=0)
-        result["flax"] = timed(lambda state: step(state, batch), state, 1)
-    return result
+def players(case: Case, pair: adversarial.Pair, accumulate: int = 1) -> Game:
+    adam = optax.adam(case.learning_rate, case.beta1, case.beta2)
+    return adversarial.game(
+        pair,
+        getattr(losses, case.loss),
+        gen_optimizer=adam,
+        disc_optimizer=adam,
+        penalties=[penalties.wgan_gp(case.wgan_gp)] if case.wgan_gp else [],
+        disc_steps=case.disc_steps,
+        accumulate=accumulate,
+        ema=case.ema,
+    )
 
 
-def scanned(game: Game, draw: Callable, example: Any, resident: Any, x: Any, devices: list) -> Callable[[], float]:
-    state = parallel.replicate(jax.jit(game.init)(jax.random.key(0), example), devices)
-    call = parallel.compile_steps(game, draw, devices)
-    steps = jax.tree.leaves(x)[0].shape[1]
-    return timed(lambda state: call(state, resident, x), state, steps)
+def count(game: Game, example: dict[str, Any]) -> float:
+    """FLOP of a step by XLA's count, move by move, since it counts the body of a loop once."""
+    total = 0.0
+    state = jax.eval_shape(game.init, jax.random.key(0), example)
+    for move in game.moves:
+        alone = Game(game.players, (dataclasses.replace(move, times=1, every=1, accumulate=1, draw=True),))
+        batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in example.items()}
+        with plain():
+            program = jax.jit(lambda *args, alone=alone: alone.step(*args))
+            cost: Any = program.lower(state, batch).cost_analysis()
+        total += cost["flops"] * move.times / move.every
+    return total
 
 
-def timed(call: Callable[[Any], tuple[Any, Any]], state: Any, steps: int) -> Callable[[], float]:
-    held = [state]
+def ours(case: Case, config: Config, source: data.Source) -> Iterator[Program]:
+    devices = parallel.devices_for(case.batch_size, config.devices)
+    for dtype in config.dtype:
+        game = make_game(case, dtype, config.accumulate, config.remat)
+        for placement in config.placement:
+            place = placement if placement in ("resident", "stream") else "resident"
+            feed = data.place(source, batch_size=case.batch_size, draws=game.draws, devices=devices, placement=place)
+            for steps in config.steps_per_call:
+                if placement == "draw":
+                    yield drawn(feed, steps, dtype)
+                else:
+                    yield compiled(case, game, feed, placement, steps, dtype, devices)
 
-    def once() -> float:
+
+def drawn(feed: data.Feed, steps: int, dtype: str) -> Program:
+    """The resident input alone: what it adds to a step at most."""
+    calls = feed.calls(0, MANY, steps)
+
+    def body(total: jax.Array, x: Any) -> tuple[jax.Array, None]:
+        batch = feed.draw(feed.resident, x)
+        return total + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(batch)), None
+
+    start = time.perf_counter()
+    first = jax.tree.map(lambda x: x[0], next(calls))
+    call = jax.jit(lambda x: jax.lax.scan(body, jnp.float32(0), x)[0]).lower(first).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run() -> float:
         start = time.perf_counter()
-        held[0], metrics = call(held[0])
-        jax.block_until_ready((held[0].step, metrics))
+        jax.device_get(call(jax.tree.map(lambda x: x[0], next(calls))))
         return (time.perf_counter() - start) / steps
 
-    once()
-    return once
+    return Program(f"draw x{steps}", run, compile_seconds, dtype=dtype)
+
+
+def compiled(case: Case, game: Game, feed: data.Feed, placement: str, steps: int, dtype: str, devices: list) -> Program:
+    example = {
+        "image": np.zeros((case.batch_size, *case.shape), np.float32),
+        "label": np.zeros(case.batch_size, np.int32),
+        "row": np.arange(case.batch_size, dtype=np.int32),
+    }
+    draw, resident = feed.draw, feed.resident
+    if placement == "none":
+        first = jax.tree.map(lambda x: x[0, 0], next(feed.calls(0, 1, 1)))
+        fixed = jax.jit(feed.draw)(feed.resident, first)
+        draw, resident = (lambda resident, x: resident), parallel.replicate(fixed, devices)
+    state = parallel.replicate(jax.jit(game.init)(jax.random.key(0), example), devices)
+    calls = feed.calls(0, MANY, steps)
+    x = next(calls)
+    start = time.perf_counter()
+    call = parallel.compile_steps(game, draw, devices)
+    call = call.lower(state, resident, x).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = call.memory_analysis()
+    held = [state]
+
+    def run() -> float:
+        start = time.perf_counter()
+        held[0], metrics = call(held[0], resident, next(calls))
+        jax.device_get(metrics)
+        return (time.perf_counter() - start) / steps
+
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Program(
+        f"{placement} x{steps}",
+        run,
+        compile_seconds,
+        (used - memory.alias_size_in_bytes) / 2**20,
+        count(game, example) / 1e9,
+        dtype,
+    )
+
+
+# --- peers
+
+
+def flax(case: Case) -> Program:
+    """One jitted step a call: inside a scan, XLA's weight gradients of convolutions are far slower still on a CPU."""
+    pair = adversarial.Pair(
+        flax_peer.Generator(case.shape, case.width), flax_peer.Discriminator(case.shape, case.width)
+    )
+    game = players(case, pair)
+    rng = np.random.default_rng(0)
+    rows = np.arange(case.batch_size, dtype=np.int32)
+    example = {"image": rng.uniform(-1, 1, (case.batch_size, *case.shape)).astype(np.float32), "row": rows}
+    batch = jax.device_put({name: x[None] for name, x in example.items()})
+    held = [jax.jit(game.init)(jax.random.key(0), example)]
+    start = time.perf_counter()
+    step = jax.jit(game.step, donate_argnums=0).lower(held[0], batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run() -> float:
+        start = time.perf_counter()
+        held[0], metrics = step(held[0], batch)
+        jax.device_get(metrics)
+        return time.perf_counter() - start
+
+    return Program("flax", run, compile_seconds)
+
+
+def torch(case: Case, config: Config, steps: int) -> Iterator[Program]:
+    for dtype in config.dtype:
+        for mode in config.modes:
+            command = [config.peer_python or sys.executable, "-m", "experiments.torch_peer"]
+            command += [json.dumps(dataclasses.asdict(case)), f"--mode={mode}", f"--dtype={dtype}", f"--steps={steps}"]
+            worker: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            answer = json.loads(worker.stdout.readline() or '{"failed": "it ended without a word"}')
+            if "failed" in answer:
+                print(f"  torch {mode} {dtype}: {answer['failed']}", file=sys.stderr)
+                continue
+
+            def run(worker: Any = worker) -> float:
+                worker.stdin.write("run\n")
+                return json.loads(worker.stdout.readline())["seconds"]
+
+            yield Program(f"torch {mode}", run, answer["ready"], dtype=dtype)
+
+
+# --- the table
+
+
+def peak(dtype: str) -> float:
+    """GFLOP/s of a large matrix product."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((n, n), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(x, x))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        jax.block_until_ready(product(x, x))
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds) / 1e9
+
+
+def ratio(peer: Program, own: Program) -> float:
+    """How many times as long the peer takes: the median of the ratios, turn by turn."""
+    return statistics.median(a / b for a, b in zip(peer.seconds, own.seconds, strict=True))
+
+
+def measure(case: Case, config: Config) -> dict[str, Any]:
+    if config.dataset:
+        source = data.load(config.dataset, size=f"{case.shape[0]}x{case.shape[1]}", channels=case.shape[2])
+    else:
+        pixels = np.random.default_rng(0).integers(0, 256, (1024, *case.shape), np.uint8)
+        source = sources.from_arrays("noise", pixels)
+    own = list(ours(case, config, source))
+    peers: list[Program] = []
+    if config.peer == "torch":
+        peers = list(torch(case, config, max(1, min(config.steps_per_call))))
+    elif config.peer == "flax" and case.model == "dcgan":
+        peers = [flax(case)]
+    programs = own + peers
+    for program in programs:
+        program.run()  # warm
+        if config.profile and program in own:
+            with jax.profiler.trace(f"{config.profile}/{case.name}-{program.name.replace(' ', '-')}-{program.dtype}"):
+                program.run()
+    for _ in range(config.rounds):
+        for program in programs:
+            program.seconds.append(program.run())
+    print(f"{case.name}: {case.model} {'x'.join(map(str, case.shape))}, width {case.width}, batch {case.batch_size}")
+    peaks = {dtype: peak(dtype) for dtype in config.dtype}
+    rows = []
+    for program in programs:
+        rate = program.gigaflop / program.median
+        row = {
+            "program": program.name,
+            "dtype": program.dtype,
+            "ms": program.median * 1e3,
+            "images_per_second": case.batch_size / program.median,
+            "seconds_per_kimg": 1000 * program.median / case.batch_size,
+            "gigaflop": program.gigaflop,
+            "share_of_peak": rate / peaks[program.dtype],
+            "mebibytes": program.mebibytes,
+            "compile_seconds": program.compile_seconds,
+            "seconds": program.seconds,
+        }
+        rows.append(row)
+        spread = f"({min(program.seconds) * 1e3:.1f} to {max(program.seconds) * 1e3:.1f})"
+        work = f"{program.gigaflop:8.2f} GFLOP {row['share_of_peak']:5.0%} {program.mebibytes:7.0f} MiB"
+        print(
+            f"  {program.name:20s} {program.dtype:8s} {row['ms']:9.2f} ms {spread:20s}"
+            f" {row['images_per_second']:9.1f} img/s {row['seconds_per_kimg']:8.3f} s/kimg"
+            f" {work if program in own else ' ' * len(work)} {program.compile_seconds:5.1f} s to compile"
+        )
+    ratios = {}
+    if peers:
+        best = min(peers, key=lambda p: p.median)
+        for program in own:
+            ratios[f"{program.name} {program.dtype}"] = ratio(best, program)
+            print(f"  {best.name} takes {ratio(best, program):.2f} times as long as {program.name} {program.dtype}")
+    reference = own[0]
+    for program in own[1:]:
+        share = ratio(program, reference)
+        print(f"  {program.name} {program.dtype} takes {share:.3f} of {reference.name} {reference.dtype}")
+    return {"case": dataclasses.asdict(case), "peak_gflops": peaks, "programs": rows, "ratios": ratios}
 
 
 def main(config: Config) -> None:
-    for name in ("size", "width", "batch_size", "steps_per_call", "rounds"):
+    for name in ("rounds", "accumulate"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    table = programs(config)
-    seconds: dict[str, list[float]] = {name: [] for name in table}
-    for _ in range(config.rounds):
-        for name, once in table.items():
-            seconds[name].append(once())
+    for name in ("cases", "dtype", "placement", "steps_per_call", "modes"):
+        if not getattr(config, name):
+            raise InputError(f"--{name}= is empty; expected at least one")
+    if min(config.steps_per_call) < 1 or min(config.width, config.batch_size) < 0:
+        raise InputError("--steps_per_call, --width and --batch_size: expected positive numbers (0: the case's own)")
+    jax.config.update("jax_default_matmul_precision", "highest" if config.dtype == ("float32",) else None)
+    if config.smoke:
+        jax.config.update("jax_disable_most_optimizations", True)
+        config = dataclasses.replace(config, width=4, batch_size=8, rounds=1, steps_per_call=(2,))
+    chosen = [CASES[name] for name in config.cases]
+    for name in ("width", "batch_size"):
+        if getattr(config, name):
+            chosen = [dataclasses.replace(case, **{name: getattr(config, name)}) for case in chosen]
     device = jax.devices()[0]
-    print(f"DCGAN {config.size}x{config.size}x3, width {config.width}, batch {config.batch_size}, float32, "
-          f"{device.device_kind} ({platform.processor() or platform.machine()}), JAX {jax.__version__}")  # fmt: skip
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        spread = f"{min(seconds[name]) * 1e3:.0f} to {max(seconds[name]) * 1e3:.0f}"
-        print(f"  {name:9s} {median * 1e3:9.1f} ms/step ({spread}), {config.batch_size / median:8.1f} images/s")
-    # Ratios of neighbours in time, so that a drift of the machine's speed cancels.
-    ratios = {f"{name} / jaxgan": ratio(seconds[name], seconds["jaxgan"]) for name in table if name != "jaxgan"}
-    for name, value in ratios.items():
-        print(f"  {name:18s} {value:.3f}")
+    about = {
+        "device": device.device_kind,
+        "machine": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    results = [measure(case, config) for case in chosen]
     if config.out:
-        figures = {"config": dataclasses.asdict(config), "seconds": seconds, "ratios": ratios, "jax": jax.__version__}
-        files.write(config.out, json.dumps(figures, indent=1) + "\n")
-
-
-def ratio(a: list[float], b: list[float]) -> float:
-    """The median of the ratios, turn by turn."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+        files.write(config.out, json.dumps({**about, "config": dataclasses.asdict(config), "cases": results}, indent=1))
 
 
 if __name__ == "__main__":
-    flags.main(Config, {}, main)
+    flags.main(Config, {}, main, doc=__doc__ or "")

@@ -49,6 +49,7 @@ class Config(Common):
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
     anneal_images: float = option(1e6, "images over which start,end values move, along a half cosine")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
+    remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
 
 
 # What a row reproduces, on what hardware and with what result, stands beside it in the README's table.
@@ -136,6 +137,7 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
         build(home, "Generator", common | own | latent),
         build(home, "Discriminator", common | own | norm),
         conditional=config.conditional,
+        remat=config.remat,
     )
 
 

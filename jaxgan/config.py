@@ -42,4 +42,5 @@ class Common:
     devices: int = option(0, "devices to use; 0: all", resumable=True)
     deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
     tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
+    profile: bool = option(False, "record the third call to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True)
     dry_run: bool = option(False, "say what would be trained, and write nothing", resumable=True)

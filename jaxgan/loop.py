@@ -24,6 +24,7 @@ from jaxgan.game import Game, State
 
 Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
 Evaluate = Callable[[State], Mapping[str, float]]
+PROFILED = 2  # the number of the call that --profile records: the first compiles, the second warms caches
 
 
 def cache_dir() -> Path:
@@ -88,9 +89,10 @@ def run(
             if step:
                 log.note(f"resuming {workdir} at step {step}")
             scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
-            for x in feed.calls(step, config.steps, length):
-                state, stacked = call(state, feed.resident, x)
-                stacked = jax.device_get(stacked)
+            for i, x in enumerate(feed.calls(step, config.steps, length)):
+                with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
+                    state, stacked = call(state, feed.resident, x)
+                    stacked = jax.device_get(stacked)
                 first, step = step, step + len(next(iter(stacked.values())))
                 stop_if_diverged(stacked, game, first, checkpoints)
                 metrics = game.average(stacked, first)
@@ -115,6 +117,11 @@ def run(
         f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"
     )
     return state
+
+
+def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
+    """Records what the devices do. TensorBoard shows it with its profile plugin; ui.perfetto.dev reads the .gz file."""
+    return jax.profiler.trace(workdir / "profile", create_perfetto_trace=True)
 
 
 def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:

@@ -18,7 +18,7 @@ from jaxgan.errors import InputError
 from jaxgan.game import Game, State
 
 
-def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence[jax.Device]) -> Callable:
+def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence[jax.Device]) -> Any:
     """(state, resident, feed) -> (state, metrics).
 
     draw: (resident, one step's slice of feed) -> the batch that `game.step` takes, on one device.

@@ -1,6 +1,8 @@
 """Convolutions of any stride and their transposes, as functions and as Flax layers."""
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,9 +25,26 @@ def same_padding(size: Sequence[int], kernel: int, stride: int) -> Pads:
     return one(size[0]), one(size[1])
 
 
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """What is traced inside gets XLA's own convolutions on every backend: to count their arithmetic, to compare."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def _by_hand() -> bool:
+    return jax.default_backend() == "cpu" and not _plain.get()
+
+
 def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolution: x (b, h, w, c), w (k, k, c, d) -> (b, oh, ow, d) with oh = (h + sum(pads[0]) - k) // stride + 1."""
-    function = conv_cpu.conv if jax.default_backend() == "cpu" else conv_cpu.conv_xla
+    function = conv_cpu.conv if _by_hand() else conv_cpu.conv_xla
     return function(x, w, stride, pads)
 
 
@@ -34,7 +53,7 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
 
     `pads` and `size` are those of the convolution (b, *size, c) -> (b, oh, ow, d) that it transposes.
     """
-    if jax.default_backend() == "cpu":
+    if _by_hand():
         return conv_cpu.conv_transpose(y, w, stride, pads, size)
     x = jax.ShapeDtypeStruct((y.shape[0], *size, w.shape[2]), y.dtype)
     return jax.linear_transpose(lambda x: conv_cpu.conv_xla(x, w, stride, pads), x)(y)[0]

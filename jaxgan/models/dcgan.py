@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgan.layers import BatchNorm, Conv, ConvTranspose
 
@@ -50,7 +51,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         def norm(x):
-            return nn.relu(BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train))
+            return checkpoint_name(nn.relu(BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train)), "block")
 
         x = z.astype(self.dtype)
         if label is not None:
@@ -91,7 +92,7 @@ class Discriminator(nn.Module):
             x = Conv(self.width * 2**i, self.kernel, 2, use_bias=bare, kernel_init=normal, dtype=self.dtype)(x)
             if not bare:
                 x = BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train)
-            x = nn.leaky_relu(x, 0.2)
+            x = checkpoint_name(nn.leaky_relu(x, 0.2), "block")
         x = x.astype(jnp.float32)
         logits = nn.Dense(1, kernel_init=normal)(x.reshape(x.shape[0], -1))[:, 0]
         if label is not None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxgan.errors import InputError
 from jaxgan.layers import BatchNorm, Conv, Dense
@@ -91,7 +92,7 @@ class Generator(nn.Module):
         x = Dense(base * base * first * self.width, kernel_init=plain, dtype=self.dtype)(z)
         x = x.reshape(-1, base, base, first * self.width)
         for multiple in ups:
-            x = block(x, multiple * self.width)
+            x = checkpoint_name(block(x, multiple * self.width), "block")
         x = Conv(self.shape[2], 3, kernel_init=plain, dtype=self.dtype)(active(x))
         return jnp.tanh(x.astype(jnp.float32))
 
@@ -123,7 +124,7 @@ class Discriminator(nn.Module):
         *_, widths, halvings = plan(self.variant, self.shape)
         x = x.astype(self.dtype)
         for i, multiple in enumerate(widths):
-            x = block(x, multiple * self.width, i < halvings, i == 0)
+            x = checkpoint_name(block(x, multiple * self.width, i < halvings, i == 0), "block")
         x = nn.relu(x).astype(jnp.float32)
         x = x.sum((1, 2)) if spectral else x.mean((1, 2))  # (b, c)
         logit = Dense(1, kernel_init=plain, spectral=spectral)(x, train)[:, 0]

@@ -62,7 +62,7 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("mlp28", "mlp", (28, 28, 1)),
+        Case("mlp28", "mlp", (28, 28, 1), width=256),
         Case("dcgan32", "dcgan", (32, 32, 3)),
         Case("dcgan64", "dcgan", (64, 64, 3)),
         Case("sngan32", "resnet", (32, 32, 3), "hinge", "sngan", 128, beta1=0.0, beta2=0.9),
@@ -121,14 +121,15 @@ class Program:
 def make_game(case: Case, dtype: str, accumulate: int, remat: bool) -> Game:
     home = importlib.import_module(f"jaxgan.models.{case.model}")
     options = {"shape": case.shape, "width": case.width, "variant": case.variant, "dtype": jnp.dtype(dtype)}
-    options["batch_norm"] = case.disc_batch_norm
+    widths = (case.width, 2 * case.width, 4 * case.width)  # of mlp
 
     def build(network: Any, **own: Any) -> Any:
         fields = {f.name for f in dataclasses.fields(network)}
         return network(**{name: value for name, value in (options | own).items() if name in fields})
 
-    generator = build(home.Generator, latent=case.latent, batch_norm=True)
-    pair = adversarial.Pair(generator, build(home.Discriminator), remat=remat)
+    generator = build(home.Generator, latent=case.latent, widths=widths)
+    discriminator = build(home.Discriminator, batch_norm=case.disc_batch_norm, widths=widths[::-1])
+    pair = adversarial.Pair(generator, discriminator, remat=remat)
     return players(case, pair, accumulate)
 
 
@@ -316,7 +317,8 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
     for program in programs:
         program.run()  # warm
         if config.profile and program in own:
-            with jax.profiler.trace(f"{config.profile}/{case.name}-{program.name.replace(' ', '-')}-{program.dtype}"):
+            folder = f"{config.profile}/{case.name}-{program.name.replace(' ', '-')}-{program.dtype}"
+            with jax.profiler.trace(folder, create_perfetto_trace=True):
                 program.run()
     for _ in range(config.rounds):
         for program in programs:

@@ -367,6 +367,18 @@ def test_collectives():
     np.testing.assert_array_equal(size, [2, 2])
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_resampling_is_part_of_the_convolution(kernel):
+    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
+    plain, larger, smaller = (Conv(4, kernel, **way) for way in ({}, {"up": True}, {"down": True}))
+    params = plain.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that is not 0
+    enlarged = x.repeat(2, 1).repeat(2, 2)
+    pooled = plain.apply(params, x).reshape(2, 3, 2, 4, 2, 4).mean((2, 4))
+    np.testing.assert_allclose(larger.apply(params, x), plain.apply(params, enlarged), atol=1e-5)
+    np.testing.assert_allclose(smaller.apply(params, x), pooled, atol=1e-5)
+
+
 def test_batch_norm_of_classes():
     rng = np.random.default_rng(0)
     x, label = rng.normal(3, 2, (6, 4, 5, 2)), np.array([0, 2, 1, 1, 0, 2])

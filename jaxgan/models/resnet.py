@@ -85,7 +85,7 @@ class Generator(nn.Module):
 
         def block(x, features):
             shortcut = up(Conv(features, 1, kernel_init=plain, dtype=self.dtype)(x))  # pointwise, so it may come first
-            x = Conv(features, 3, kernel_init=gained, dtype=self.dtype)(up(active(x)))
+            x = Conv(features, 3, kernel_init=gained, up=True, dtype=self.dtype)(active(x))
             return Conv(features, 3, kernel_init=gained, dtype=self.dtype)(active(x)) + shortcut
 
         base, first, ups, *_ = plan(self.variant, self.shape)
@@ -111,14 +111,14 @@ class Discriminator(nn.Module):
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         spectral = self.variant == "sngan"
 
-        def conv(x, features, kernel, init=gained):
-            return Conv(features, kernel, kernel_init=init, spectral=spectral, dtype=self.dtype)(x, train)
+        def conv(x, features, kernel, init=gained, down=False):
+            layer = Conv(features, kernel, kernel_init=init, spectral=spectral, down=down, dtype=self.dtype)
+            return layer(x, train)
 
         def block(x, features, halve, first):
             y = conv(x if first else nn.relu(x), features, 3)
-            y = conv(nn.relu(y), features, 3)
-            # Pooling and a pointwise convolution commute: pooled first, it costs a quarter.
-            y, x = (down(y), down(x)) if halve else (y, x)
+            y = conv(nn.relu(y), features, 3, down=halve)
+            x = down(x) if halve else x  # which commutes with the pointwise convolution, and makes it cost a quarter
             return y + (conv(x, features, 1, plain) if halve or x.shape[-1] != features else x)
 
         *_, widths, halvings = plan(self.variant, self.shape)

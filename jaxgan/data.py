@@ -100,10 +100,19 @@ def cached(source: Source) -> Source:
 class Feed:
     """What a compiled call needs of the data."""
 
-    resident: dict[str, jax.Array]  # image uint8 (n, h, w, c) and label int32 (n,) on every device; {} when streaming
     draw: Callable[[dict, dict], dict]  # (resident, x) -> batch: traced inside the step, for one device and one step
     calls: Callable[[int, int, int], Iterator[dict]]  # (first_step, last_step, steps_per_call) -> x of whole calls
+    like: Callable[[int], tuple[dict, dict]]  # steps of a call -> shapes and shardings of (resident, x)
+    reading: concurrent.futures.Future  # of `resident`
     max_steps: int = sys.maxsize  # the most steps that fit one call
+
+    @property
+    def resident(self) -> dict[str, jax.Array]:
+        """image uint8 (n, h, w, c) and label int32 (n,) on every device; {} when streaming.
+
+        They are read in a thread from `place` on, so that programs compile meanwhile. Raises what reading raises.
+        """
+        return self.reading.result()
 
 
 def mix(x: Any, xp: ModuleType) -> Any:
@@ -249,13 +258,33 @@ def place(
         pieces = ((s, min(steps_per_call, last_step - s)) for s in starts)
         return ahead(call, pieces, prefetch) if streamed else (call(*piece) for piece in pieces)
 
+    def like(steps: int) -> tuple[dict, dict]:
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {k: (v.shape, v.dtype) for k, v in head(0, steps).items()}
+        if streamed:
+            lead = (len(local), steps, draws, b)
+            shapes |= {"image": ((*lead, *source.shape), np.uint8), "label": (lead, np.int32)}
+        x = {name: jax.ShapeDtypeStruct(*of, sharding=split) for name, of in shapes.items()}
+        if streamed:
+            return {}, x
+        kept: dict[str, tuple[tuple[int, ...], Any]] = {
+            "image": ((n, *source.shape), np.uint8),
+            "label": ((n,), np.int32),
+        }
+        return {name: jax.ShapeDtypeStruct(*of, sharding=whole) for name, of in kept.items()}, x
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    reading: concurrent.futures.Future = concurrent.futures.Future()
+    max_steps = sys.maxsize
     if streamed:
         step_bytes = len(local) * draws * b * math.prod(source.shape)
         # prefetched calls, the one that the devices work on, and a copy on the host of the one being read
         max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 2) * step_bytes)))
-        return Feed({}, draw, calls, max_steps)
-    max_steps = sys.maxsize
-    return Feed(jax.device_put(read_all(source), NamedSharding(mesh, PartitionSpec())), draw, calls)
+        reading.set_result({})
+    else:
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
+        reading = pool.submit(lambda: jax.device_put(read_all(source), whole))
+        pool.shutdown(wait=False)
+    return Feed(draw, calls, like, reading, max_steps)
 
 
 def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:

@@ -4,6 +4,7 @@ Started on the directory of an unfinished run, it goes on from the newest checkp
 bits: metrics after the checkpoint are dropped, and everything random is a function of the step.
 """
 
+import concurrent.futures
 import contextlib
 import os
 import time
@@ -61,13 +62,23 @@ def run(
     best: an evaluated metric whose best checkpoint is kept too.
     """
     started = time.monotonic()
-    workdir = claim(config)
-    resumed = flags.check_same(config, workdir)
-    # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(game.init, compiler_options=quick)
-    state = parallel.replicate(init(jax.random.key(config.seed), example), devices)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about) as checkpoints:
+    length = min(config.steps_per_call, feed.max_steps, config.steps)
+    call = parallel.compile_steps(game, feed.draw, devices)
+    shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        # Three things at once: the step compiles, the data are read, and the first state is made.
+        ahead = pool.submit(lambda: call.lower(shapes, *feed.like(length)).compile())
+        # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(game.init, compiler_options=quick)
+        state = parallel.replicate(init(jax.random.key(config.seed), example), devices)
+        resident = feed.resident  # raises for data that cannot be read, before anything is written
+        workdir = claim(config)
+        resumed = flags.check_same(config, workdir)
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about)
+        )
         step = 0
         if found := checkpoints.restore(state):
             step, state = found
@@ -77,39 +88,40 @@ def run(
         flags.write(config, workdir, about)
         report.truncate(workdir, step if resumed else -1)
         start = step
-        call = parallel.compile_steps(game, feed.draw, devices)
-        length = min(config.steps_per_call, feed.max_steps)
-        with report.Report(
-            workdir,
-            total_steps=config.steps,
-            batch_size=config.batch_size,
-            start_step=step,
-            tensorboard=config.tensorboard,
-        ) as log:
-            if step:
-                log.note(f"resuming {workdir} at step {step}")
-            scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
-            for i, x in enumerate(feed.calls(step, config.steps, length)):
-                with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
-                    state, stacked = call(state, feed.resident, x)
-                    stacked = jax.device_get(stacked)
-                first, step = step, step + len(next(iter(stacked.values())))
-                stop_if_diverged(stacked, game, first, checkpoints)
-                metrics = game.average(stacked, first)
-                due = due_between(first, step, config.steps)
-                scores = {}
-                if evaluate and due(config.eval_every):
-                    # Before the first row the time is that of compilation, which has no rate to take a pause from.
-                    with log.paused() if first > start else contextlib.nullcontext():
-                        scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
-                    metrics |= scores
-                log.log(step, step * config.batch_size, metrics)
-                if sample and due(config.sample_every):
-                    with log.paused():
-                        log.picture("", step, step * config.batch_size, sample(state))
-                if due(config.checkpoint_every) or step == config.steps:
-                    with log.paused():
-                        save(checkpoints, step, state, scores)
+        log = stack.enter_context(
+            report.Report(
+                workdir,
+                total_steps=config.steps,
+                batch_size=config.batch_size,
+                start_step=step,
+                tensorboard=config.tensorboard,
+            )
+        )
+        if step:
+            log.note(f"resuming {workdir} at step {step}")
+        scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
+        for i, x in enumerate(feed.calls(step, config.steps, length)):
+            with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
+                whole = next(iter(x.values())).shape[1] == length  # the last may be shorter, and compiles by itself
+                state, stacked = (ahead.result() if whole else call)(state, resident, x)
+                stacked = jax.device_get(stacked)
+            first, step = step, step + len(next(iter(stacked.values())))
+            stop_if_diverged(stacked, game, first, checkpoints)
+            metrics = game.average(stacked, first)
+            due = due_between(first, step, config.steps)
+            scores = {}
+            if evaluate and due(config.eval_every):
+                # Before the first row the time is that of compilation, which has no rate to take a pause from.
+                with log.paused() if first > start else contextlib.nullcontext():
+                    scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
+                metrics |= scores
+            log.log(step, step * config.batch_size, metrics)
+            if sample and due(config.sample_every):
+                with log.paused():
+                    log.picture("", step, step * config.batch_size, sample(state))
+            if due(config.checkpoint_every) or step == config.steps:
+                with log.paused():
+                    save(checkpoints, step, state, scores)
     seconds = time.monotonic() - started
     ending = f", {best} {scores[best]:.2f}" if best and best in scores else ""
     print(

@@ -45,6 +45,12 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (collectives.AXIS,)), PartitionSpec()))
 
 
+def like(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """What `replicate` makes of arrays of these shapes, as shapes: for compiling before there are any."""
+    sharding = NamedSharding(Mesh(np.asarray(devices), (collectives.AXIS,)), PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
 def devices_for(batch_size: int, count: int = 0) -> list[jax.Device]:
     """The first `count` devices (0: all), which must divide the global batch."""
     devices = jax.devices()

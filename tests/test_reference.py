@@ -16,8 +16,6 @@ from experiments import image
 
 REFERENCE = Path(__file__).parent / "reference"
 STEPS = 1000
-# Curves that break off before their game shows anything: 450 of 3,000 steps of RMSProp at 5e-5.
-TOO_SHORT = {"wgan_mnist"}
 
 
 def rows(path):
@@ -29,7 +27,7 @@ def test_a_curve_of_each_preset(preset):
     curve = rows(REFERENCE / f"{preset}.jsonl")
     assert len(curve) >= 2
     evaluated = [row["eval/distance"] for row in curve if "eval/distance" in row]
-    assert evaluated[-1] < evaluated[0] or preset in TOO_SHORT, "the run improved"
+    assert evaluated[-1] < evaluated[0], "the run improved"
     for row in curve:
         assert all(value is not None and math.isfinite(value) for value in row.values())
 

@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Net = Callable[[Tensor], Tensor]
-Layout = torch.memory_format
+Layout: TypeAlias = torch.memory_format
 Parts = tuple[nn.Module, nn.Module, nn.Module]  # the generator's layers, the discriminator's, the latter's last ones
 
 

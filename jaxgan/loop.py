@@ -157,9 +157,17 @@ def check(config: Common) -> None:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
     workdir = epath.Path(config.workdir).expanduser()
     try:
-        flags.check_same(config, workdir)
+        if not flags.check_same(config, workdir):
+            for name in ("checkpoints", report.METRICS):
+                if (workdir / name).exists():
+                    raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
+        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"cannot write to --workdir={config.workdir}: {existing} is not a directory")
     except OSError as error:  # a name that the file system cannot even look for
         raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
+    if "://" not in os.fspath(workdir) and not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
 
 
 def claim(config: Common) -> epath.Path:
@@ -172,9 +180,6 @@ def claim(config: Common) -> epath.Path:
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
-    for name in ("checkpoints", report.METRICS):
-        if (workdir / name).exists() and not (workdir / "config.json").exists():
-            raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
     return workdir
 
 

@@ -121,6 +121,14 @@ def test_a_flag_file_repeats_a_run(whole, tmp_path, capfd):
     same_run(tmp_path / "other", whole)
 
 
+def test_a_call_is_recorded(tmp_path, capfd):
+    """What TensorBoard's profile plugin and Perfetto read."""
+    code, _, err = here(capfd, *TINY, "--steps=15", "--profile", f"--workdir={tmp_path / 'run'}")
+    assert code == 0, err
+    found = {path.name.partition(".")[2] for path in (tmp_path / "run" / "profile").rglob("*.*") if path.is_file()}
+    assert {"xplane.pb", "json.gz"} <= found | {name.partition(".")[2] for name in found}
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capfd):
     before = snapshot(tmp_path)
     code, out, err = here(capfd, *TINY, f"--workdir={tmp_path / 'run'}", "--dry_run")

@@ -6,7 +6,7 @@ which differentiate a gradient, stay on fast paths. XLA runs all of them well on
 forward convolution, and its weight gradients almost stand still inside a scan.
 
 A convolution of stride s is one of stride 1 over blocks of s x s pixels stacked in the channels. For that, there are
-three ways: see `way`.
+several ways: see `way`.
 """
 
 import functools

@@ -15,7 +15,7 @@ quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_l
 
 
 def assert_near(given, wanted):
-    for g, w in zip(given, wanted, strict=True):
+    for g, w in zip(jax.tree.leaves(given), jax.tree.leaves(wanted), strict=True):
         assert g.shape == w.shape and g.dtype == w.dtype
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5 * max(1, np.abs(w).max()))
 

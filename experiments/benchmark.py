@@ -266,7 +266,14 @@ def torch(case: Case, config: Config, steps: int) -> Iterator[Program]:
         for mode in config.modes:
             command = [config.peer_python or sys.executable, "-m", "experiments.torch_peer"]
             command += [json.dumps(dataclasses.asdict(case)), f"--mode={mode}", f"--dtype={dtype}", f"--steps={steps}"]
-            worker: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            try:
+                worker: Any = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                )
+            except OSError as error:
+                raise InputError(
+                    f"cannot run --peer_python={config.peer_python}: {error.strerror}; expected a Python that has torch"
+                ) from None
             answer = json.loads(worker.stdout.readline() or '{"failed": "it ended without a word"}')
             if "failed" in answer:
                 print(f"  torch {mode} {dtype}: {answer['failed']}", file=sys.stderr)

@@ -42,7 +42,7 @@ class Pair:
     conditional: both see the class label; generated images get the labels of the real ones drawn with them.
     augment: applied to whatever the discriminator sees, in both players' losses, after penalties took their gradient.
     remat: keep of each pass only what the networks have named "block", and compute the rest again for its gradient:
-      less memory for about a third more time.
+      less memory for a second forward pass.
     """
 
     generator: nn.Module

@@ -15,6 +15,15 @@ from jaxgan import flags
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def settings():
+    """What the benchmark sets for its process, it sets for this one."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_default_matmul_precision", "highest")  # as conftest.py has it
+
+
 def check(table, printed, programs):
     (case,) = table["cases"]
     assert [row["program"] for row in case["programs"]] == programs
@@ -36,13 +45,8 @@ def test_smoke(tmp_path):
 
 
 def test_a_peer_of_flax(tmp_path, capsys):
-    before = jax.config.read("jax_disable_most_optimizations")
     argv = ["--smoke", "--cases=dcgan32", "--peer=flax", f"--out={tmp_path}/bench.json"]
-    try:
-        flags.main(benchmark.Config, {}, benchmark.main, argv)
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-        jax.config.update("jax_default_matmul_precision", "highest")
+    flags.main(benchmark.Config, {}, benchmark.main, argv)
     case = check(json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out, ["resident x2", "flax"])
     assert set(case["ratios"]) == {"resident x2 float32"}
 
@@ -69,11 +73,12 @@ def test_count_is_that_of_the_layers():
         ("--dtype=", ("--dtype=",)),
         ("--steps_per_call=0", ("--steps_per_call",)),
         ("--batch_size=-1", ("--batch_size",)),
+        ("--smoke --cases=mlp28 --peer=torch --peer_python=nowhere/python", ("nowhere/python", "torch")),
     ],
 )
 def test_wrong_flags(flag, words, capsys):
     with pytest.raises(SystemExit) as ending:
-        flags.main(benchmark.Config, {}, benchmark.main, [flag])
+        flags.main(benchmark.Config, {}, benchmark.main, flag.split())
     assert ending.value.code == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in words)

@@ -146,13 +146,14 @@ def way(m: int, c: int, d: int, out: Sequence[int]) -> Way:
     """The fastest way of each map for z of c and y of d channels.
 
     Measured inside a scan, batch 64, two AMD EPYC cores with AVX-512 whose matrix product runs at 190 GFLOP/s
-    (c counts the s² pixels of a block; GFLOP/s as a plain convolution would count them: correlate, spread, contract):
+    (c counts the s² pixels of a block; GFLOP/s as a plain convolution would count them: correlate, spread, contract;
+    XLA's own without the time of storing the result, hence its forward beside that of "direct", the same call):
 
         out    m  c     d      taps          direct         winograd      XLA's own
-        32x32  2  12    64     75  74  62    49  54  16     62  34  39    52  36  0.6
+        32x32  2  12    64     75  74  62    49  54  16     62  34  39    52   .  0.6
         16x16  2  64    32     52  29  33    66 124  74     60  65  62
         16x16  2  128   64     70  66  36    90 138  69    136 128  99
-        16x16  2  256   128   101  86  62    96 166 108    202 189 163    156  15  0.7
+        16x16  2  256   128   101  86  62    96 166 108    202 189 163    156   .  0.7
         8x8    2  512   256   133 122  63   134 157 136    235 218 171    121   .  0.8
         4x4    2  1024  512   179 137 135   128 121 118    259 203 222    135   .  1.2
         2x2    2  256   128   109 108  48   116  72  39     83  73  58

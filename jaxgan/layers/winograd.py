@@ -7,7 +7,7 @@ Two neighbouring outputs of a filter of m taps need m + 1 products instead of 2m
 and so in both directions of an image: 9 products instead of 16 for m = 2, 16 instead of 36 for m = 3. In the space of
 the products the convolution is a batch of matrix products over channels; so are its transpose and its weight gradient,
 which the transposed transforms yield. The transforms are sums of a few neighbours. Their rounding error in float32
-stays near that of the plain sum: coefficients are 0, ±1 and, for m = 3, ±½ (table 1 there; measured 2e-6 of the largest
+stays near that of the plain sum: coefficients are 0, ±1 and, for m = 3, ±½ (the tests hold it to 4e-6 of the largest
 value).
 
 Shapes: z (b, 2T + m - 1, 2S + m - 1, c), w (m, m, c, d), y (b, 2T, 2S, d); products (a², b T S, ·) with a = m + 1.

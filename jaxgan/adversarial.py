@@ -17,12 +17,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
+from jaxgan import collectives
+from jaxgan.augment import Adaptive, Augment, adapt
 from jaxgan.game import Batch, Game, Move, Optimizer, Player, State
 from jaxgan.losses import Loss
 from jaxgan.penalties import Penalty, at_real
-
-Augment = Callable[[jax.Array, jax.Array], jax.Array]  # keys (b,), images (b, h, w, c) -> images
+from jaxgan.regularisers import Regulariser, View
+from jaxgan.schedule import at
 
 
 def image_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
@@ -41,6 +44,8 @@ class Pair:
 
     conditional: both see the class label; generated images get the labels of the real ones drawn with them.
     augment: applied to whatever the discriminator sees, in both players' losses, after penalties took their gradient.
+    pack: the discriminator judges so many images at once, side by side in the channels (PacGAN, arXiv:1712.04086); its
+      `shape` has as many times the channels.
     remat: keep of each pass only what the networks have named "block", and compute the rest again for its gradient:
       less memory for a second forward pass.
     """
@@ -49,6 +54,7 @@ class Pair:
     discriminator: nn.Module
     conditional: bool = False
     augment: Augment | None = None
+    pack: int = 1
     remat: bool = False
 
     def init_generator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
@@ -56,7 +62,11 @@ class Pair:
         return _split(self.generator.init(key, z, self.label(batch), train=False))
 
     def init_discriminator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
-        return _split(self.discriminator.init(key, batch["image"], self.label(batch), train=False))
+        image = jnp.tile(batch["image"], self.pack)
+        params, variables = _split(self.discriminator.init(key, image, self.label(batch), train=False))
+        if self.augment is not None and isinstance(self.augment.probability, Adaptive):
+            variables = {**variables, "augment": {"probability": jnp.zeros(())}}
+        return params, variables
 
     def label(self, batch: Batch) -> jax.Array | None:
         return batch["label"] if self.conditional else None
@@ -67,8 +77,8 @@ class Pair:
         z = latents(z_key, batch["row"], self.generator.latent)
         return _apply(self.generator, params, variables, noise_key, batch, z, self.label(batch), remat=self.remat)
 
-    def critic(self, params: Any, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
-        """(variables, images (copies * b, h, w, c)) -> logits (copies * b,), new variables."""
+    def critic(self, params: Any, state: State, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
+        """(variables, images (copies * b, h, w, c)) -> logits (copies * b / pack,), new variables."""
         label, rows = self.label(batch), batch["row"]
         # Copies get keys of their own: row i of copy k is image k * 2^20 + i of this loss.
         rows = jnp.concatenate([rows + (k << 20) for k in range(copies)])
@@ -77,19 +87,51 @@ class Pair:
 
         def score(variables, images):
             if self.augment is not None:
-                images = self.augment(image_keys(aug_key, rows), images)
+                images = self.augment.apply(image_keys(aug_key, rows), images, self.probability(variables, state))
+            images = packed(images, self.pack)
             return _apply(self.discriminator, params, variables, noise_key, batch, images, label, remat=self.remat)
 
         return score
 
+    def probability(self, variables: Any, state: State) -> jax.Array | float:
+        """How likely an image is augmented: a number, a function of the images seen, or what overfitting made of it."""
+        assert self.augment is not None
+        how = self.augment.probability
+        return variables["augment"]["probability"] if isinstance(how, Adaptive) else at(how, state.seen)
 
-def disc_loss(pair: Pair, loss: Loss, penalties: Sequence[Penalty], params, state: State, batch: Batch, key):
+    def adapted(self, variables: Any, real_logits: jax.Array) -> Any:
+        """The variables after the discriminator has judged real images, for an adaptive probability."""
+        if self.augment is None or not isinstance(self.augment.probability, Adaptive):
+            return variables
+        images = real_logits.shape[0] * self.pack * collectives.size()
+        now = adapt(self.augment.probability, variables["augment"]["probability"], real_logits, images)
+        return {**variables, "augment": {"probability": now}}
+
+
+def packed(images: jax.Array, m: int) -> jax.Array:
+    """(m b, ..., c) -> (b, ..., m c): every m images in a row become one of m times the channels."""
+    if m == 1:
+        return images
+    groups = images.reshape(-1, m, *images.shape[1:])
+    return jnp.moveaxis(groups, 1, -2).reshape(-1, *images.shape[1:-1], m * images.shape[-1])
+
+
+def disc_loss(
+    pair: Pair,
+    loss: Loss,
+    penalties: Sequence[Penalty],
+    params,
+    state: State,
+    batch: Batch,
+    key,
+    regularisers: Sequence[Regulariser] = (),
+):
     """The discriminator's loss and its penalties, which share the forward pass with it where their images allow it."""
     z_key, score_key, mix_key = jax.random.split(key, 3)
     disc, gen = state.players["disc"], state.players["gen"]
     real = batch["image"]
     fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
-    critic = functools.partial(pair.critic, params["disc"], batch)
+    critic = functools.partial(pair.critic, params["disc"], state, batch)
     mix_keys = image_keys(mix_key, batch["row"])
     points = [penalty.points(mix_keys, real, fake) for penalty in penalties]
     real_points, fake_points = (any(x is images for x in points) for images in (real, fake))
@@ -105,8 +147,11 @@ def disc_loss(pair: Pair, loss: Loss, penalties: Sequence[Penalty], params, stat
         real_logits, fake_logits = jnp.split(logits, 2)
         real_gradient, fake_gradient = (None, None) if gradient is None else jnp.split(gradient, 2)
 
+    variables = pair.adapted(variables, real_logits)
     total = jnp.mean(loss.disc(real_logits, fake_logits))
     metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits), "adversarial": total}
+    if pair.augment is not None:
+        metrics["augment"] = jnp.asarray(pair.probability(variables, state), jnp.float32)
     for i, (penalty, x) in enumerate(zip(penalties, points, strict=True)):
         if x is real:
             gradient = real_gradient
@@ -114,10 +159,23 @@ def disc_loss(pair: Pair, loss: Loss, penalties: Sequence[Penalty], params, stat
             gradient = fake_gradient
         else:
             _, gradient, _ = _score(critic(jax.random.fold_in(mix_key, i)), disc.variables, x, True)
-        value = jnp.mean(penalty.function(gradient))
-        total += _weight(penalty, state) * value
+        value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
+        total += at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
-    return total, (metrics, {"disc": variables})
+    view = View(params["disc"], variables, real, fake, real_logits, fake_logits, mix_keys, critic, mix_key)
+    extra, variables, terms = _regularised(regularisers, view, state)
+    return total + extra, (metrics | terms, {"disc": variables})
+
+
+def _regularised(regularisers: Sequence[Regulariser], view: View, state: State):
+    """The weighted sum of the regularisers, the variables after them, and their metrics."""
+    total, metrics, variables = jnp.float32(0), {}, view.variables
+    for i, regulariser in enumerate(regularisers):
+        now = view._replace(key=jax.random.fold_in(view.key, 1000 + i), variables=variables)
+        value, variables = regulariser.function(now)
+        total += at(regulariser.weight, state.seen) * value
+        metrics[regulariser.name] = value
+    return total, variables, metrics
 
 
 def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, state: State, batch: Batch, key):
@@ -130,24 +188,55 @@ def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, s
     total, metrics, variables = jnp.float32(0), {}, disc.variables
     for i, penalty in enumerate(penalties):
         x = penalty.points(image_keys(mix_key, batch["row"]), real, fake)
-        critic = pair.critic(params["disc"], batch, jax.random.fold_in(score_key, i))
+        critic = pair.critic(params["disc"], state, batch, jax.random.fold_in(score_key, i))
         _, gradient, variables = _score(critic, variables, x, True)
-        value = jnp.mean(penalty.function(gradient))
-        total += every * _weight(penalty, state) * value
+        value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
+        total += every * at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
     return total, (metrics, {"disc": variables})
 
 
-def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key):
+def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, regularisers: Sequence[Regulariser] = ()):
     """The generator's loss; real images are looked at only where the loss pairs them."""
     z_key, fake_key, real_key = jax.random.split(key, 3)
     disc, gen = state.players["disc"], state.players["gen"]
     fake, variables = pair.generate(params["gen"], gen.variables, batch, z_key)
+    critic = functools.partial(pair.critic, disc.params, state, batch)
     real_logits = None
     if loss.paired:
-        real_logits, _ = pair.critic(disc.params, batch, real_key)(disc.variables, batch["image"])
-    fake_logits, _ = pair.critic(disc.params, batch, fake_key)(disc.variables, fake)
-    return jnp.mean(loss.gen(fake_logits, real_logits)), ({}, {"gen": variables})
+        real_logits, _ = critic(real_key)(disc.variables, batch["image"])
+    fake_logits, _ = critic(fake_key)(disc.variables, fake)
+    total = jnp.mean(loss.gen(fake_logits, real_logits))
+    keys = image_keys(real_key, batch["row"])
+    view = View(params["gen"], variables, batch["image"], fake, real_logits, fake_logits, keys, critic, real_key)
+    extra, variables, terms = _regularised(regularisers, view, state)
+    return total + extra, (terms, {"gen": variables})
+
+
+def unrolled_loss(
+    pair: Pair, loss: Loss, moves: int, optimizer: Optimizer, params, state: State, batch: Batch, key, regularisers=()
+):
+    """`gen_loss` against the discriminator after `moves` more of its moves, through which the gradient goes.
+
+    Metz et al. 2016 (arXiv:1611.02163), eq. 9 to 11: a generator that sees the answer to its move does not rush to the
+    one point that the discriminator of today likes best. The moves are lost afterwards.
+    """
+    unroll_key, key = jax.random.split(key)
+    gen = state.players["gen"].replace(params=params["gen"])
+    optimizer = optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(state.seen)
+
+    def move(disc, key):
+        now = state.replace(players={"disc": disc, "gen": gen})
+        function = functools.partial(disc_loss, pair, loss, ())
+        gradients, (_, new) = jax.grad(function, has_aux=True)({"disc": disc.params}, now, batch, key)
+        gradients = collectives.mean(gradients["disc"])
+        updates, optimizer_state = optimizer.update(gradients, disc.optimizer, disc.params)
+        moved = optax.apply_updates(disc.params, updates)
+        return disc.replace(params=moved, optimizer=optimizer_state, variables=new["disc"]), None
+
+    disc, _ = jax.lax.scan(jax.checkpoint(move), state.players["disc"], jax.random.split(unroll_key, moves))
+    answered = state.replace(players=state.players | {"disc": disc})
+    return gen_loss(pair, loss, params, answered, batch, key, regularisers)
 
 
 def game(
@@ -158,29 +247,50 @@ def game(
     disc_optimizer: Optimizer,
     penalties: Sequence[Penalty] = (),
     penalty_every: int = 1,
+    regularisers: Sequence[Regulariser] = (),
     disc_steps: int = 1,
+    unroll: int = 0,
     accumulate: int = 1,
     ema: Any = None,
 ) -> Game:
-    """Players "disc" and "gen"; the discriminator moves first, `disc_steps` times, then the generator."""
+    """Players "disc" and "gen"; the discriminator moves first, `disc_steps` times, then the generator.
+
+    penalties: in the discriminator's loss, or with `penalty_every` > 1 in a move of their own.
+    regularisers: each in the loss of its player.
+    unroll: moves of the discriminator that the generator looks ahead.
+    """
     lazy = bool(penalties) and penalty_every > 1
     now = () if lazy else tuple(penalties)
-    moves = [Move("disc", functools.partial(disc_loss, pair, loss, now), times=disc_steps, accumulate=accumulate)]
+    terms = {name: [r for r in regularisers if r.player == name] for name in ("disc", "gen")}
+    function = functools.partial(disc_loss, pair, loss, now, regularisers=terms["disc"])
+    moves = [Move("disc", function, times=disc_steps, accumulate=accumulate)]
     if lazy:
         function = functools.partial(penalty_loss, pair, tuple(penalties), penalty_every)
         moves.append(
             Move("disc", function, every=penalty_every, draw=False, accumulate=accumulate, name="disc_penalty")
         )
+    against = functools.partial(unrolled_loss, pair, loss, unroll, disc_optimizer) if unroll else None
+    function = functools.partial(against or functools.partial(gen_loss, pair, loss), regularisers=terms["gen"])
     # Only a paired loss or a conditional game looks at the generator's share of the data; else none is read for it.
-    draw = loss.paired or pair.conditional
-    moves.append(Move("gen", functools.partial(gen_loss, pair, loss), draw=draw, accumulate=accumulate))
+    draw = loss.paired or pair.conditional or bool(unroll)
+    moves.append(Move("gen", function, draw=draw, accumulate=accumulate))
     return Game(
         players={
-            "disc": Player(pair.init_discriminator, disc_optimizer),
-            "gen": Player(pair.init_generator, gen_optimizer, ema),
+            "disc": Player(_keeping(pair.init_discriminator, terms["disc"]), disc_optimizer),
+            "gen": Player(_keeping(pair.init_generator, terms["gen"]), gen_optimizer, ema),
         },
         moves=tuple(moves),
     )
+
+
+def _keeping(init: Callable, regularisers: Sequence[Regulariser]) -> Callable:
+    """`init` of a player, with the variables of its regularisers beside the network's."""
+
+    def both(key: jax.Array, batch: Batch) -> tuple[Any, Any]:
+        params, variables = init(key, batch)
+        return params, dict(variables) | {name: tree for r in regularisers for name, tree in r.variables.items()}
+
+    return both if any(r.variables for r in regularisers) else init
 
 
 def standing(
@@ -237,7 +347,3 @@ def _apply(module: nn.Module, params, variables, key, batch: Batch, *inputs, rem
 def _split(variables: Any) -> tuple[Any, Any]:
     variables = dict(variables)
     return variables.pop("params"), variables
-
-
-def _weight(penalty: Penalty, state: State) -> jax.Array | float:
-    return penalty.weight(state.seen) if callable(penalty.weight) else penalty.weight

@@ -45,6 +45,15 @@ def between(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
     return epsilon * real + (1 - epsilon) * fake
 
 
+def around(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """x + σ/2 u, u ~ U[0, 1] for each pixel, σ the standard deviation of the batch on this device (arXiv:1705.07215).
+
+    The noise is that of the authors' experiments; the paper's algorithm 1 leaves its distribution open.
+    """
+    noise = jax.vmap(lambda key: jax.random.uniform(key, real.shape[1:]))(keys)
+    return real + 0.5 * jnp.std(real) * noise
+
+
 class Penalty(NamedTuple):
     """What is penalised, and at which images. `weight`: a number, or a function of the images seen."""
 
@@ -66,6 +75,11 @@ def r2(gamma: Any) -> Penalty:
 def wgan_gp(weight: Any = 10.0) -> Penalty:
     """λ E (||∇D(x̂)|| - 1)² between real and generated images; λ = 10 in the paper."""
     return Penalty(one_centred, between, weight)
+
+
+def dragan(weight: Any = 10.0) -> Penalty:
+    """λ E (||∇D(x + δ)|| - 1)² near real images (arXiv:1705.07215, algorithm 1; λ = 10 there)."""
+    return Penalty(one_centred, around, weight)
 
 
 def weight_clipping(limit: float) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 
 from jaxgan import adversarial, losses, penalties
+from jaxgan.augment import Augment
 from jaxgan.game import PlayerState, State
 
 SHAPE = (2, 3, 1)
@@ -98,7 +99,7 @@ FAKE = np.full(SHAPE, 0.5)
 @pytest.mark.parametrize("lazy", [0, 16])
 def test_linear_critic(scale, lazy):
     """Augmentation x -> s x stands inside the gradient: of D(s x) it is s w, whose square is s² ||w||²."""
-    augment = (lambda keys, x: scale * x) if scale != 1 else None
+    augment = Augment(lambda keys, x, p: scale * x) if scale != 1 else None
     square = scale**2 * np.sum(W**2)
     terms = (penalties.r1(2.0), penalties.r2(0.5), penalties.wgan_gp(10.0))
     (total, metrics), grads = run(Linear(), {"w": jnp.float32(W)}, FAKE, terms, lazy, augment)
@@ -180,7 +181,12 @@ def test_augmentation_that_differs_by_image_and_copy():
 
     both = penalties.r1(1.0), penalties.r2(1.0)
     (_, metrics), _ = run(
-        Linear(), {"w": jnp.ones(SHAPE)}, np.ones(SHAPE), both, augment=scale, real=np.ones_like(REAL)
+        Linear(),
+        {"w": jnp.ones(SHAPE)},
+        np.ones(SHAPE),
+        both,
+        augment=Augment(lambda keys, x, p: scale(keys, x)),
+        real=np.ones_like(REAL),
     )
     # Linear in an image of ones: the logit is s * 6, and the squared gradient s² * 6 of the same s.
     assert metrics["real"] != pytest.approx(metrics["fake"])
@@ -191,7 +197,7 @@ def test_augmentation_that_differs_by_image_and_copy():
 
 def test_generator_gradient_passes_the_augmentation():
     """Of softplus(-D(3 x)) and softplus(D(real) - D(fake)), with respect to the constant image x."""
-    pair = adversarial.Pair(Constant(), Linear(), augment=lambda keys, x: 3 * x)
+    pair = adversarial.Pair(Constant(), Linear(), augment=Augment(lambda keys, x, p: 3 * x))
     state = state_of({"w": jnp.float32(W)}, FAKE)
     fake, real = 3 * np.sum(W * FAKE), 3 * np.sum(W * REAL, axis=(1, 2, 3))
     for loss, slope in ((losses.non_saturating, -fake), (losses.relativistic, real - fake)):

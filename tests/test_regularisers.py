@@ -1,0 +1,179 @@
+"""Regularisers, packing, looking ahead and adaptive augmentation, on games small enough for pencil and paper."""
+
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgan import adversarial, augment, losses, penalties, regularisers
+from jaxgan.game import State
+
+SHAPE, B = (1, 2, 1), 4
+RNG = np.random.default_rng(0)
+REAL = RNG.normal(size=(B, *SHAPE)).astype(np.float32)
+BATCH = {"image": jnp.asarray(REAL), "row": jnp.arange(B)}
+KEY = jax.random.key(5)
+W, IMAGE = np.array([0.5, -2.0]), np.array([1.5, 0.25])
+
+
+class Constant(nn.Module):
+    """Generated images are a parameter, whatever the latent."""
+
+    latent: int = 1
+
+    @nn.compact
+    def __call__(self, z, label=None, train=False):
+        image = self.param("image", lambda key: jnp.float32(IMAGE.reshape(SHAPE)))
+        return jnp.broadcast_to(image, (len(z), *SHAPE))
+
+
+class Linear(nn.Module):
+    """D(x) = <w, x>."""
+
+    mixes_batch: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, x, label=None, train=False):
+        x = x.reshape(len(x), -1)
+        return x @ self.param("w", lambda key: jnp.repeat(jnp.float32(W), x.shape[1] // 2))
+
+
+def game_of(loss=losses.wasserstein, pack=1, augmentation=None, rate=0.1, **options):
+    pair = adversarial.Pair(Constant(), Linear(), augment=augmentation, pack=pack)
+    sgd = optax.sgd(rate)
+    game = adversarial.game(pair, loss, gen_optimizer=sgd, disc_optimizer=sgd, **options)
+    return game, game.init(KEY, BATCH)
+
+
+def disc_metrics(game, state):
+    loss = game.moves[0].loss
+    total, (metrics, variables) = loss({"disc": state.players["disc"].params}, state, BATCH, KEY)
+    return float(total), {name: float(x) for name, x in metrics.items()}, variables["disc"]
+
+
+def logits():
+    return REAL.reshape(B, -1) @ W, np.full(B, IMAGE @ W)
+
+
+def test_lecam_twice():
+    """First against the batch's own means, then against averages that keep 0.9 of them; and it survives a step."""
+    game, state = game_of(regularisers=[regularisers.lecam(0.3, decay=0.9)])
+    real, fake = logits()
+    expected = np.mean((real - fake.mean()) ** 2) + np.mean((fake - real.mean()) ** 2)
+    total, metrics, kept = disc_metrics(game, state)
+    assert metrics["lecam"] == pytest.approx(expected, rel=1e-5)
+    assert total == pytest.approx(metrics["adversarial"] + 0.3 * expected, rel=1e-5)
+    disc = state.players["disc"].replace(params={"w": 2 * state.players["disc"].params["w"]}, variables=kept)
+    again = state.replace(players=state.players | {"disc": disc})
+    α_real, α_fake = (0.9 * x.mean() + 0.1 * 2 * x.mean() for x in (real, fake))
+    expected = np.mean((2 * real - α_fake) ** 2) + np.mean((2 * fake - α_real) ** 2)
+    assert disc_metrics(game, again)[1]["lecam"] == pytest.approx(expected, rel=1e-5)
+    stepped, _ = jax.jit(game.step)(state, jax.tree.map(lambda x: x[None], BATCH))
+    assert float(stepped.players["disc"].variables["lecam"]["count"]) == 1
+
+
+def test_consistency_at_reals_and_fakes():
+    """T doubles an image: the squared change of a linear critic's logit is its square."""
+    double = lambda keys, x: 2 * x  # noqa: E731
+    terms = [regularisers.consistency(double, 10.0), regularisers.consistency_fake(double, 5.0)]
+    game, state = game_of(regularisers=terms)
+    real, fake = logits()
+    total, metrics, _ = disc_metrics(game, state)
+    assert metrics["consistency"] == pytest.approx(np.mean(real**2), rel=1e-5)
+    assert metrics["consistency_fake"] == pytest.approx(np.mean(fake**2), rel=1e-5)
+    more = 10 * np.mean(real**2) + 5 * np.mean(fake**2)
+    assert total == pytest.approx(metrics["adversarial"] + more, rel=1e-5)
+
+
+def test_orthogonal_of_the_generator_alone():
+    w = RNG.normal(size=(3, 3, 2, 4))
+    params = {"conv": {"kernel": jnp.float32(w), "bias": jnp.ones(4)}, "embed": {"table": jnp.ones((5, 4))}}
+    gram = w.reshape(-1, 4).T @ w.reshape(-1, 4)
+    expected = np.sum((gram * (1 - np.eye(4))) ** 2)
+    assert float(regularisers.off_diagonal(params)) == pytest.approx(expected, rel=1e-5)
+    game, _ = game_of(regularisers=[regularisers.orthogonal("gen")])
+    assert "regularisers" in game.moves[-1].loss.keywords and not game.moves[0].loss.keywords["regularisers"]
+
+
+@pytest.mark.parametrize("moves", [1, 3])
+def test_unrolled_gradient(moves):
+    """Of a bilinear game: after k moves w is w - kη(g - r̄), so the generator's loss -<w, g> has the slope below.
+
+    The discriminator itself stays where it was.
+    """
+    game, state = game_of(unroll=moves, rate=0.1)
+    gen = state.players["gen"].params
+    loss = game.moves[-1].loss
+    grad, _ = jax.grad(loss, has_aux=True)({"gen": gen}, state, BATCH, KEY)
+    mean = REAL.reshape(B, -1).mean(0)
+    expected = -(W - moves * 0.1 * (IMAGE - mean)) + moves * 0.1 * IMAGE
+    np.testing.assert_allclose(grad["gen"]["image"].reshape(-1), expected, rtol=1e-5)
+
+
+def test_packed_images_stand_side_by_side():
+    x = jnp.arange(4 * 1 * 2 * 3).reshape(4, 1, 2, 3)
+    y = adversarial.packed(x, 2)
+    assert y.shape == (2, 1, 2, 6)
+    np.testing.assert_array_equal(y[1, 0, 1], np.concatenate([x[2, 0, 1], x[3, 0, 1]]))
+    points = adversarial.packed(x.reshape(8, 3), 4)
+    np.testing.assert_array_equal(points[0], np.arange(12))
+
+
+def test_pairs_are_judged_together():
+    """PacGAN2 of a linear critic: a logit of two images, whose gradient's square is that of both."""
+    terms = [penalties.r1(1.0), penalties.r2(1.0)]
+    game, state = game_of(pack=2, penalties=terms)
+    real, fake = logits()
+    _, metrics, _ = disc_metrics(game, state)
+    assert metrics["real"] == pytest.approx(2 * real.mean(), rel=1e-5)
+    assert metrics["fake"] == pytest.approx(2 * fake.mean(), rel=1e-5)
+    assert metrics["penalty"] == pytest.approx(0.5 * 2 * np.sum(W**2), rel=1e-5)
+    stepped, _ = jax.jit(game.step)(state, jax.tree.map(lambda x: x[None], BATCH))
+    assert np.isfinite(stepped.players["gen"].params["image"]).all()
+
+
+def test_dragan_stands_near_the_reals():
+    keys = adversarial.image_keys(KEY, jnp.arange(B))
+    shift = np.asarray(penalties.around(keys, jnp.asarray(REAL), jnp.zeros(0))) - REAL
+    assert shift.min() >= 0 and shift.max() <= 0.5 * REAL.std() and len(np.unique(shift)) == shift.size
+
+
+@pytest.mark.parametrize("probability", [0.25, lambda images: images / 8, augment.Adaptive(0.6, 100.0)])
+def test_probability_of_augmentation(probability):
+    """x -> x (1 + p) shows in the logits which p the critic saw: a number, a schedule, or the player's variable."""
+    apply = lambda keys, x, p: x * (1 + p)  # noqa: E731
+    game, state = game_of(augmentation=augment.Augment(apply, probability))
+    state = state.replace(images=jnp.uint32(4))
+    adaptive = isinstance(probability, augment.Adaptive)
+    if adaptive:
+        disc = state.players["disc"].replace(variables={"augment": {"probability": jnp.float32(0.5)}})
+        state = state.replace(players=state.players | {"disc": disc})
+    p = 0.25 if probability == 0.25 else 0.5
+    real, _ = logits()
+    _, metrics, variables = disc_metrics(game, state)
+    assert metrics["real"] == pytest.approx((1 + p) * real.mean(), rel=1e-5)
+    if adaptive:  # four images of a hundred, up or down by whether E sign D(real) exceeds the target
+        step = 0.04 * np.sign(np.sign(real).mean() - 0.6)
+        assert float(variables["augment"]["probability"]) == pytest.approx(0.5 + step)
+        assert metrics["augment"] == pytest.approx(0.5 + step)
+    else:
+        assert metrics["augment"] == p
+
+
+def test_weights_may_follow_the_images():
+    term = regularisers.Regulariser("one", lambda view: (jnp.float32(1), view.variables), weight=lambda images: images)
+    game, state = game_of(regularisers=[term])
+    total, metrics, _ = disc_metrics(game, state.replace(images=jnp.uint32(7)))
+    assert total == pytest.approx(metrics["adversarial"] + 7, rel=1e-5)
+
+
+def test_state_type():
+    _, state = game_of(regularisers=[regularisers.lecam()])
+    assert isinstance(state, State)
+    shapes = functools.partial(jax.tree.map, jnp.shape)
+    assert shapes(state.players["disc"].variables) == {"lecam": {"real": (), "fake": (), "count": ()}}

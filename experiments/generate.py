@@ -42,7 +42,9 @@ class Config:
     num: int = option(64, "images, or tiles of an animation")
     seed: int = option(0, "seed of the latents")
     classes: tuple[int, ...] = option((), "classes of a conditional model, which take turns; empty: all of them")
-    truncation: float | None = option(None, "largest |z|: below 1 more typical images of less variety")
+    truncation: float | None = option(
+        None, "largest |z|, or ψ of a style generator: below 1 more typical images of less variety"
+    )
     step: int | None = option(None, "the checkpoint to take; none: the newest")
     frames: int = option(80, f"frames of an animation, {1000 // FRAME_MS} a second")
     overwrite: bool = option(False, "replace --out if it exists")
@@ -52,7 +54,7 @@ class Config:
 def main(config: Config) -> None:
     out, ending = check(config)
     loop.setup(Common())
-    gan = trained.load(config.run, step=config.step, allow=config.allow_code)
+    gan = trained.load(config.run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     h, w, c = gan.generator.shape
     if not ending and c not in (1, 3):
         raise InputError(f"--out={config.out}: a PNG has 1 or 3 channels, these images {c}; expected an .npz")
@@ -63,7 +65,7 @@ def main(config: Config) -> None:
             stops = gan.latents(key, STOPS * config.num).reshape(STOPS, config.num, -1)
             files.write(out, animate(gan, stops, label, config))
         else:
-            batches = generate(gan, gan.latents(key, config.num, config.truncation), label)
+            batches = generate(gan, gan.latents(key, config.num), label)
             if ending == ".png":
                 report.save_png(out, report.grid(np.concatenate(list(batches))))
             elif ending == ".npz":
@@ -143,8 +145,7 @@ def archive(images: np.ndarray, label: np.ndarray | None) -> bytes:
 def animate(gan: Trained, stops: jax.Array, label: np.ndarray | None, config: Config) -> bytes:
     """A GIF that loops; its first frame is the grid that the same flags make of a .png."""
     path = walk(stops, config.frames)
-    latents = path if config.truncation is None else (trained.truncated(z, config.truncation) for z in path)
-    bar = tqdm.tqdm(latents, "generating", config.frames, unit=" frames", delay=1.0, leave=False)
+    bar = tqdm.tqdm(path, "generating", config.frames, unit=" frames", delay=1.0, leave=False)
     grids = (report.grid(to_uint8(gan.images(z, label))) for z in bar)
     pictures = (Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid) for grid in grids)
     first = next(pictures)

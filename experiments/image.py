@@ -17,11 +17,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report, schedule
+from experiments.image_presets import PRESETS
+from jaxgan import (
+    adversarial,
+    augment,
+    data,
+    flags,
+    lookup,
+    loop,
+    losses,
+    models,
+    parallel,
+    pathlength,
+    penalties,
+    regularisers,
+    report,
+    schedule,
+)
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
-from jaxgan.game import Game, Optimizer, State
+from jaxgan.game import Game, Move, Optimizer, State
 from jaxgan.metrics import judge as quality
 from jaxgan.trained import Trained, network
 
@@ -30,6 +46,9 @@ from jaxgan.trained import Trained, network
 class Config(Common):
     steps: int = option(4000, "training steps", resumable=True)
     conditional: bool = option(False, "generator and discriminator see the class label")
+    auxiliary: float = option(
+        0.0, "λ of AC-GAN: a conditional discriminator tells the class instead of seeing it; 0: no"
+    )
     latent: int = option(0, "dimension of the latent; 0: the model's own")
     width: int = option(0, "base number of channels; 0: the model's own")
     variant: str = option("", "which of the published shapes of the model, where it has several")
@@ -45,70 +64,52 @@ class Config(Common):
     r1: tuple[float, ...] = option((), "γ of R1, γ/2 E||∇D(real)||²: none, one value, or start,end")
     r2: tuple[float, ...] = option((), "γ of R2, at generated images")
     wgan_gp: tuple[float, ...] = option((), "λ of WGAN-GP")
+    dragan: tuple[float, ...] = option((), "λ of DRAGAN")
     penalty_every: int = option(1, "steps between penalties; their weight grows as much")
+    consistency: tuple[float, ...] = option((), "λ of consistency under flips and shifts: at reals, or reals,fakes")
+    lecam: float = option(0.0, "λ of LeCam's regularisation; 0: none")
+    orthogonal: float = option(0.0, "β of orthogonal regularisation of the generator; 0: none")
+    path_length: float = option(0.0, "weight of StyleGAN2's path length regularisation; 0: none")
+    path_every: int = option(4, "steps between them; their weight grows as much")
+    augment: str = option("", "augmentation of whatever the discriminator sees: a policy of jaxgan/augment.py")
+    augment_probability: tuple[float, ...] = option((1.0,), "of an image: one value, or start,end")
+    ada_target: float = option(0.0, "adapt that probability until E sign D(real) is this (ADA: 0.6); 0: do not")
+    ada_images: float = option(500_000.0, "images in which an adaptive probability may rise from 0 to 1")
+    pack: int = option(1, "images that the discriminator judges at once (PacGAN)")
+    unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
     anneal_images: float = option(1e6, "images over which start,end values move, along a half cosine")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
     remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
 
 
-# What a row reproduces, on what hardware and with what result, stands beside it in the README's table.
-PRESETS: dict[str, dict[str, Any]] = {
-    # The default, what no flag at all trains: 8x8 digits inside the installation, the settings of dcgan_mnist.
-    "dcgan_digits": {"steps": 4000},
-    # Dense, binary cross-entropy (arXiv:1406.2661), Adam 2e-4, β1 0.5. Without R1 the discriminator learns the
-    # 1,797 digits by heart: the distance rose from 13 at 1,000 steps to 53 at 3,000.
-    "mlp_digits": {"model": "mlp", "r1": (0.3,), "steps": 3000},
-    "mlp_mnist": {"model": "mlp", "dataset": "mnist", "steps": 6000},
-    # Dense, least squares (arXiv:1611.04076).
-    "lsgan_mnist": {"model": "mlp", "loss": "least_squares", "dataset": "mnist", "steps": 6000},
-    # arXiv:1511.06434, section 4: Adam 2e-4, β1 0.5, batch norm in both, N(0, 0.02²).
-    "dcgan_mnist": {"dataset": "mnist", "steps": 3000, "batch_size": 128, "width": 32},
-    "dcgan_fashion": {"dataset": "fashion_mnist", "steps": 3000, "batch_size": 128, "width": 32},
-    # Conditional (arXiv:1411.1784, projection arXiv:1802.05637).
-    "cdcgan_mnist": {"dataset": "mnist", "conditional": True, "steps": 3000, "batch_size": 128, "width": 32},
-    # arXiv:1701.07875, algorithm 1: RMSProp 5e-5, weights in [-0.01, 0.01], 5 critic moves.
-    "wgan_mnist": {
-        "dataset": "mnist",
-        "loss": "wasserstein",
-        "optimizer": "rmsprop",
-        "learning_rate": (5e-5,),
-        "clip_weights": 0.01,
-        "disc_steps": 5,
-        "steps": 3000,
-        "width": 32,
-    },
-    # arXiv:1704.00028, algorithm 1: λ 10, 5 critic moves, Adam 1e-4, β1 0, β2 0.9, no batch norm in the critic.
-    "wgan_gp_mnist": {
-        "dataset": "mnist",
-        "loss": "wasserstein",
-        "wgan_gp": (10.0,),
-        "disc_batch_norm": False,
-        "learning_rate": (1e-4,),
-        "beta1": 0.0,
-        "beta2": (0.9,),
-        "disc_steps": 5,
-        "steps": 3000,
-        "width": 32,
-    },
-    # The published DCGAN shape, 64x64 faces, batch 128 there. Point --dataset at a folder of aligned faces.
-    "dcgan_celeba64": {"dataset": "celeb_a", "size": "64", "mirror": True, "steps": 20_000, "batch_size": 128},
-}
-
-
 def check(config: Config, devices: int) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
-    for name, least in {"disc_steps": 1, "penalty_every": 1, "accumulate": 1, "width": 0, "latent": 0}.items():
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
-    needed, optional = ("learning_rate", "beta2"), ("gen_learning_rate", "r1", "r2", "wgan_gp", "ema")
+    ones = ("disc_steps", "penalty_every", "path_every", "accumulate", "pack")
+    zeros = ("width", "latent", "unroll", "lecam", "orthogonal", "path_length", "ada_target", "auxiliary")
+    for name in (*ones, *zeros):
+        if getattr(config, name) < (name in ones):
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least {int(name in ones)}")
+    needed = ("learning_rate", "beta2", "augment_probability")
+    optional = ("gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "consistency", "ema")
     for name in (*needed, *optional):
         values = getattr(config, name)
         if len(values) > 2 or (name in needed and not values):
             raise InputError(f"--{name}={','.join(map(str, values))}: expected one value, or start,end")
-    if config.anneal_images <= 0:
-        raise InputError(f"--anneal_images={config.anneal_images}: expected more than 0")
+    for name in ("anneal_images", "ada_images"):
+        if getattr(config, name) <= 0:
+            raise InputError(f"--{name}={getattr(config, name)}: expected more than 0")
+    for name in ("augment_probability", "ada_target"):
+        values = getattr(config, name) if name == "augment_probability" else (config.ada_target,)
+        if not all(0 <= value <= 1 for value in values):
+            raise InputError(f"--{name}={','.join(map(str, values))}: expected numbers from 0 to 1")
+    if config.auxiliary and not config.conditional:
+        raise InputError(f"--auxiliary={config.auxiliary} needs classes to tell; expected --conditional with it")
+    if config.conditional and config.pack > 1:
+        raise InputError(f"--pack={config.pack} with --conditional: images judged together have no common class")
     share = config.batch_size // devices
+    if share // config.accumulate % config.pack:
+        raise InputError(f"--pack={config.pack} does not divide the {share // config.accumulate} images of a pass")
     if share % config.accumulate:
         divisors = [n for n in range(1, share + 1) if share % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - config.accumulate))[:2]
@@ -132,13 +133,28 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
     }
     own = {name: value for name in ("width", "variant") if (value := getattr(config, name))}
     latent = {"latent": config.latent} if config.latent else {}
-    norm = {} if config.disc_batch_norm else {"batch_norm": False}
+    judge = {} if config.disc_batch_norm else {"batch_norm": False}
+    judge |= {"auxiliary": True} if config.auxiliary else {}
+    seen = {"shape": (*shape[:2], shape[2] * config.pack)}
     return adversarial.Pair(
         build(home, "Generator", common | own | latent),
-        build(home, "Discriminator", common | own | norm),
+        build(home, "Discriminator", common | own | judge | seen),
         conditional=config.conditional,
+        auxiliary=config.auxiliary > 0,
+        augment=augmentation(config, shape[2]),
+        pack=config.pack,
         remat=config.remat,
     )
+
+
+def augmentation(config: Config, channels: int) -> augment.Augment | None:
+    """What --augment names, as often as the other flags say; the same for real and generated images."""
+    if not config.augment:
+        return None
+    probability: Any = schedule.anneal(config.augment_probability, config.anneal_images)
+    if config.ada_target:
+        probability = augment.Adaptive(config.ada_target, config.ada_images)
+    return augment.Augment(augment.policy(config.augment, channels), probability)
 
 
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -149,15 +165,23 @@ def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     return network(**arguments)
 
 
-def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: float = 0.0) -> Optimizer:
-    """An Optax transformation whose learning rate and β2 follow the images seen."""
+def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: float = 0.0, every: int = 1) -> Optimizer:
+    """An Optax transformation whose learning rate and β2 follow the images seen.
+
+    every: steps between moves of a lazy regularisation, which are moves of this optimizer too: it then takes
+      every + 1 in the time of `every`, so learning rate and decay rates shrink by that (arXiv:1912.04958, appendix B).
+    """
     rate = schedule.anneal(learning_rate, config.anneal_images)
     beta2 = schedule.anneal(config.beta2, config.anneal_images)
+    share = every / (every + 1) if every > 1 else 1.0
 
     def at(images: jax.Array) -> optax.GradientTransformation:
-        now = schedule.at(rate, images)
+        now = share * schedule.at(rate, images)
         rules: dict[str, Callable[[], optax.GradientTransformation]] = {
-            "adam": lambda: optax.adam(now, config.beta1, schedule.at(beta2, images)),
+            # Looking ahead differentiates Adam, whose square root has no slope at 0.
+            "adam": lambda: optax.adam(
+                now, config.beta1**share, schedule.at(beta2, images) ** share, eps_root=1e-16 if config.unroll else 0.0
+            ),
             "rmsprop": lambda: optax.rmsprop(now, decay=0.99),
             "sgd": lambda: optax.sgd(now),
         }
@@ -174,18 +198,40 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
         (penalties.r1, config.r1),
         (penalties.r2, config.r2),
         (penalties.wgan_gp, config.wgan_gp),
+        (penalties.dragan, config.dragan),
     ]
-    return adversarial.game(
+    penalised = [make(schedule.anneal(weight, config.anneal_images)) for make, weight in makers if weight]
+    terms = [regularisers.lecam(config.lecam)] if config.lecam else []
+    terms += [regularisers.orthogonal("gen", config.orthogonal)] if config.orthogonal else []
+    if config.auxiliary:
+        terms += [regularisers.auxiliary(player, config.auxiliary) for player in ("disc", "gen")]
+    changed = (regularisers.consistency, regularisers.consistency_fake)
+    terms += [
+        make(regularisers.flip_and_shift, weight) for make, weight in zip(changed, config.consistency, strict=False)
+    ]
+    game = adversarial.game(
         pair,
         lookup.member("loss", config.loss, losses, losses.Loss),
-        gen_optimizer=optimizer(config, config.gen_learning_rate or config.learning_rate),
-        disc_optimizer=optimizer(config, config.learning_rate, config.clip_weights),
-        penalties=[make(schedule.anneal(weight, config.anneal_images)) for make, weight in makers if weight],
+        gen_optimizer=optimizer(
+            config,
+            config.gen_learning_rate or config.learning_rate,
+            every=config.path_every if config.path_length else 1,
+        ),
+        disc_optimizer=optimizer(
+            config, config.learning_rate, config.clip_weights, config.penalty_every if penalised else 1
+        ),
+        penalties=penalised,
         penalty_every=config.penalty_every,
+        regularisers=terms,
         disc_steps=config.disc_steps,
+        unroll=config.unroll,
         accumulate=config.accumulate,
         ema=schedule.anneal(config.ema, config.anneal_images) if config.ema else None,
     )
+    if not config.path_length:
+        return game
+    path = functools.partial(pathlength.path_length, pair, config.path_length, config.path_every)
+    return Game(game.players, (*game.moves, Move("gen", path, every=config.path_every, draw=False, name="gen_path")))
 
 
 def main(config: Config) -> None:

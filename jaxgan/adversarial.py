@@ -5,12 +5,14 @@ A network is a Flax module of the form
     Generator(shape, num_classes, ...)(z (b, latent), label (b,) or None, train) -> images (b, h, w, c) in [-1, 1]
     Discriminator(shape, num_classes, ...)(images, label or None, train) -> logits (b,)
 
+(or (b, 1 + classes), with class logits, where it is to tell the class instead of seeing it: `Pair.auxiliary`),
 with an attribute `latent` on the generator and `mixes_batch` on the discriminator: whether a logit depends on the other
 images of its batch (batch normalisation, minibatch statistics), so that real and generated images need separate passes.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +20,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import erf, erfinv
 
 from jaxgan import collectives
 from jaxgan.augment import Adaptive, Augment, adapt
 from jaxgan.game import Batch, Game, Move, Optimizer, Player, State
 from jaxgan.losses import Loss
 from jaxgan.penalties import Penalty, at_real
-from jaxgan.regularisers import Regulariser, View
+from jaxgan.regularisers import Regulariser, View, logit
 from jaxgan.schedule import at
 
 
@@ -38,11 +41,18 @@ def latents(key: jax.Array, rows: jax.Array, dimension: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.normal(k, (dimension,)))(image_keys(key, rows))
 
 
+def truncated(z: jax.Array, bound: jax.Array | float) -> jax.Array:
+    """N(0, I) -> N(0, I) restricted to |z| <= bound, each element by its quantile: the same images, moved inwards."""
+    inner = math.sqrt(2) * erfinv(erf(z / math.sqrt(2)) * erf(bound / math.sqrt(2)))
+    return jnp.clip(inner, -bound, bound)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A generator, its discriminator, and what stands between them.
 
     conditional: both see the class label; generated images get the labels of the real ones drawn with them.
+    auxiliary: the discriminator does not see the label, it tells it: its output holds class logits beside the first.
     augment: applied to whatever the discriminator sees, in both players' losses, after penalties took their gradient.
     pack: the discriminator judges so many images at once, side by side in the channels (PacGAN, arXiv:1712.04086); its
       `shape` has as many times the channels.
@@ -53,6 +63,7 @@ class Pair:
     generator: nn.Module
     discriminator: nn.Module
     conditional: bool = False
+    auxiliary: bool = False
     augment: Augment | None = None
     pack: int = 1
     remat: bool = False
@@ -63,7 +74,8 @@ class Pair:
 
     def init_discriminator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
         image = jnp.tile(batch["image"], self.pack)
-        params, variables = _split(self.discriminator.init(key, image, self.label(batch), train=False))
+        label = None if self.auxiliary else self.label(batch)
+        params, variables = _split(self.discriminator.init(key, image, label, train=False))
         if self.augment is not None and isinstance(self.augment.probability, Adaptive):
             variables = {**variables, "augment": {"probability": jnp.zeros(())}}
         return params, variables
@@ -78,8 +90,8 @@ class Pair:
         return _apply(self.generator, params, variables, noise_key, batch, z, self.label(batch), remat=self.remat)
 
     def critic(self, params: Any, state: State, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
-        """(variables, images (copies * b, h, w, c)) -> logits (copies * b / pack,), new variables."""
-        label, rows = self.label(batch), batch["row"]
+        """(variables, images (copies * b, h, w, c)) -> its output, (copies * b / pack, ...), and new variables."""
+        label, rows = None if self.auxiliary else self.label(batch), batch["row"]
         # Copies get keys of their own: row i of copy k is image k * 2^20 + i of this loss.
         rows = jnp.concatenate([rows + (k << 20) for k in range(copies)])
         label = None if label is None else jnp.tile(label, copies)
@@ -139,14 +151,15 @@ def disc_loss(
     # Penalties at only one of the two would pay for the other's gradient in a common pass.
     if pair.discriminator.mixes_batch or real_points != fake_points:
         real_key, fake_key = jax.random.split(score_key)
-        real_logits, real_gradient, variables = _score(critic(real_key), disc.variables, real, real_points)
-        fake_logits, fake_gradient, variables = _score(critic(fake_key), variables, fake, fake_points)
+        real_output, real_gradient, variables = _score(critic(real_key), disc.variables, real, real_points)
+        fake_output, fake_gradient, variables = _score(critic(fake_key), variables, fake, fake_points)
     else:
         both = jnp.concatenate([real, fake])
-        logits, gradient, variables = _score(critic(score_key, copies=2), disc.variables, both, real_points)
-        real_logits, fake_logits = jnp.split(logits, 2)
+        output, gradient, variables = _score(critic(score_key, copies=2), disc.variables, both, real_points)
+        real_output, fake_output = jnp.split(output, 2)
         real_gradient, fake_gradient = (None, None) if gradient is None else jnp.split(gradient, 2)
 
+    real_logits, fake_logits = logit(real_output), logit(fake_output)
     variables = pair.adapted(variables, real_logits)
     total = jnp.mean(loss.disc(real_logits, fake_logits))
     metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits), "adversarial": total}
@@ -162,7 +175,9 @@ def disc_loss(
         value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
         total += at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
-    view = View(params["disc"], variables, real, fake, real_logits, fake_logits, mix_keys, critic, mix_key)
+    view = View(
+        params["disc"], variables, real, fake, real_output, fake_output, pair.label(batch), mix_keys, critic, mix_key
+    )
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (metrics | terms, {"disc": variables})
 
@@ -202,13 +217,25 @@ def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, re
     disc, gen = state.players["disc"], state.players["gen"]
     fake, variables = pair.generate(params["gen"], gen.variables, batch, z_key)
     critic = functools.partial(pair.critic, disc.params, state, batch)
-    real_logits = None
+    real_output = real_logits = None
     if loss.paired:
-        real_logits, _ = critic(real_key)(disc.variables, batch["image"])
-    fake_logits, _ = critic(fake_key)(disc.variables, fake)
-    total = jnp.mean(loss.gen(fake_logits, real_logits))
+        real_output, _ = critic(real_key)(disc.variables, batch["image"])
+        real_logits = logit(real_output)
+    fake_output, _ = critic(fake_key)(disc.variables, fake)
+    total = jnp.mean(loss.gen(logit(fake_output), real_logits))
     keys = image_keys(real_key, batch["row"])
-    view = View(params["gen"], variables, batch["image"], fake, real_logits, fake_logits, keys, critic, real_key)
+    view = View(
+        params["gen"],
+        variables,
+        batch["image"],
+        fake,
+        real_output,
+        fake_output,
+        pair.label(batch),
+        keys,
+        critic,
+        real_key,
+    )
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (terms, {"gen": variables})
 
@@ -301,12 +328,15 @@ def standing(
     label_of: Callable | None,
     batches: int = 16,
     size: int = 128,
+    truncation: jax.Array | float | None = None,
 ):
     """Variables whose batch statistics are the average over `batches` batches of these very parameters.
 
     Averaged weights produce activations that no training step has seen, so their running statistics are measured anew
-    ("standing statistics", arXiv:1809.11096, appendix D). Other variables pass through.
+    ("standing statistics", arXiv:1809.11096, appendix D), and so are the singular vectors of spectral normalisation.
+    Other variables pass through.
     label_of: key -> labels (size,) for a conditional generator.
+    truncation: the largest |z| of the images to come: they have statistics of their own.
     """
     if "batch_stats" not in variables:
         return variables
@@ -316,20 +346,22 @@ def standing(
         z_key, label_key, noise_key = jax.random.split(key, 3)
         rows = jnp.arange(size)
         z = latents(z_key, rows, generator.latent)
+        z = z if truncation is None else truncated(z, truncation)
         label = None if label_of is None else label_of(label_key, size)
         _, new = _apply(generator, params, variables, noise_key, {"row": rows}, z, label)
-        return dict(variables) | {"batch_stats": new["batch_stats"]}, None
+        return dict(variables) | {n: new[n] for n in ("batch_stats", "spectral") if n in new}, None
 
     return jax.lax.scan(body, fresh, jax.random.split(key, batches))[0]
 
 
 def _score(critic: Callable, variables: Any, images: jax.Array, with_gradient: bool):
-    """Logits, the gradient of their sum with respect to the images (or None), and new variables."""
+    """The output, the gradient of the sum of its logits with respect to the images (or None), and new variables."""
     if not with_gradient:
-        logits, variables = critic(variables, images)
-        return logits, None, variables
-    logits, pull, variables = jax.vjp(functools.partial(critic, variables), images, has_aux=True)
-    return logits, pull(jnp.ones_like(logits))[0], variables
+        output, variables = critic(variables, images)
+        return output, None, variables
+    output, pull, variables = jax.vjp(functools.partial(critic, variables), images, has_aux=True)
+    ones = jnp.ones_like(output) if output.ndim == 1 else jnp.zeros_like(output).at[:, 0].set(1)
+    return output, pull(ones)[0], variables
 
 
 def _apply(module: nn.Module, params, variables, key, batch: Batch, *inputs, remat: bool = False):

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.scipy.special import erf, erfinv
 
 from jaxgan import adversarial, checkpoint, flags, lookup, models
 from jaxgan.errors import InputError
@@ -30,27 +28,24 @@ BATCH = 128  # images of one compiled call
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(generator: nn.Module, params, variables, z, label):
+def _generate(generator: nn.Module, params, variables, z, label, psi=None):
+    style = {} if psi is None else {"psi": psi}
     with jax.default_matmul_precision("highest"):  # the same images from a script, a notebook and the run itself
-        return generator.apply({"params": params, **variables}, z, label, train=False)
+        return generator.apply({"params": params, **variables}, z, label, train=False, **style)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _standing(generator: nn.Module, params, variables, key):
+def _standing(generator: nn.Module, params, variables, key, truncation=None):
     classes = generator.num_classes
     label_of = (lambda key, n: jax.random.randint(key, (n,), 0, classes)) if classes else None
     with jax.default_matmul_precision("highest"):
-        return adversarial.standing(generator, params, variables, key, label_of)
+        return adversarial.standing(generator, params, variables, key, label_of, truncation=truncation)
 
 
 _latents = jax.jit(adversarial.latents, static_argnums=2)
 
 
-@jax.jit
-def truncated(z: jax.Array, bound: float) -> jax.Array:
-    """N(0, I) -> N(0, I) restricted to |z| <= bound, each element by its quantile: the same images, moved inwards."""
-    inner = math.sqrt(2) * erfinv(erf(z / math.sqrt(2)) * erf(bound / math.sqrt(2)))
-    return jnp.clip(inner, -bound, bound)
+_truncated = jax.jit(adversarial.truncated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,31 +55,45 @@ class Trained:
     generator: nn.Module
     params: Any
     variables: Any
+    truncation: float | None = None
 
     @classmethod
-    def of(cls, generator: nn.Module, params: Any, variables: Any) -> "Trained":
+    def of(cls, generator: nn.Module, params: Any, variables: Any, truncation: float | None = None) -> "Trained":
         """Measures the batch statistics of these weights, once (`adversarial.standing`)."""
-        return cls(generator, params, _standing(generator, params, variables, jax.random.key(0)))
+        bound = None if "moving" in variables else truncation  # ψ moves styles, and no latent
+        return cls(generator, params, _standing(generator, params, variables, jax.random.key(0), bound), truncation)
 
-    def latents(self, key: jax.Array, n: int, truncation: float | None = None) -> jax.Array:
-        """(n, latent), row i a function of the key and i alone.
+    def truncated(self, truncation: float | None) -> "Trained":
+        """The same generator with less variety and more typical images; None: with all of it.
 
-        truncation: the largest |z| (arXiv:1809.11096, section 3.1), which trades variety for fidelity.
+        truncation: the largest |z| (arXiv:1809.11096, section 3.1); for one that keeps an average of its styles, ψ,
+          the share of a style's distance from it that is kept (arXiv:1812.04948, appendix B).
         """
-        if n < 1:
-            raise InputError(f"{n} images: expected at least 1")
         if truncation is not None and not truncation > 0:
             raise InputError(f"truncation {truncation}: expected a number above 0, the largest |z|")
+        if truncation == self.truncation:
+            return self
+        return self.of(self.generator, self.params, self.variables, truncation)
+
+    @property
+    def styled(self) -> bool:
+        return "moving" in self.variables
+
+    def latents(self, key: jax.Array, n: int) -> jax.Array:
+        """(n, latent), row i a function of the key and i alone."""
+        if n < 1:
+            raise InputError(f"{n} images: expected at least 1")
         # Whole batches of them, as the program takes seconds to compile and hardly any time to run.
-        z = _latents(key, jnp.arange(-(-n // BATCH) * BATCH), self.generator.latent)[:n]
-        return z if truncation is None else truncated(z, truncation)
+        return _latents(key, jnp.arange(-(-n // BATCH) * BATCH), self.generator.latent)[:n]
 
     def sample(self, key: jax.Array, n: int, label: Any = None, truncation: float | None = None) -> np.ndarray:
         """n images (n, h, w, c), float32 in [-1, 1]; image i depends on the key and i, not on n.
 
         label: classes (n,) or one for all, for a conditional generator; by default they take turns.
+        truncation: see `truncated`, which is worth calling once where this is called often.
         """
-        return self.images(self.latents(key, n, truncation), label)
+        gan = self if truncation is None else self.truncated(truncation)
+        return gan.images(gan.latents(key, n), label)
 
     def images(self, z: jax.Array, label: Any = None) -> np.ndarray:
         """Latents (n, latent) -> images (n, h, w, c)."""
@@ -94,11 +103,14 @@ class Trained:
         """`images` in parts of at most `BATCH`, for more of them than memory holds."""
         n = len(z)
         label = self.labels(label, n)
+        psi = self.truncation if self.styled else None
+        if self.truncation is not None and not self.styled:
+            z = _truncated(z, self.truncation)
         for start in range(0, n, BATCH):
             # The last batch is filled up, so that every call has one compiled shape.
             rows = np.minimum(np.arange(start, start + min(BATCH, n)), n - 1)
             part = None if label is None else label[rows]
-            images = _generate(self.generator, self.params, self.variables, z[rows], part)
+            images = _generate(self.generator, self.params, self.variables, z[rows], part, psi)
             yield np.asarray(images)[: n - start]
 
     def labels(self, label: Any, n: int) -> np.ndarray | None:

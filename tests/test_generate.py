@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 
 import jaxgan
 from experiments import generate, image, template
-from jaxgan import checkpoint, data, flags, report, trained
+from jaxgan import adversarial, checkpoint, data, flags, report, trained
 from jaxgan.adversarial import latents
 from jaxgan.errors import InputError
 from jaxgan.models import dcgan, mlp
@@ -70,7 +70,9 @@ def test_samples_depend_on_key_and_place_alone(gan):
     assert np.abs(many[:100] - many[100:]).max(axis=(1, 2, 3)).min() > 0.01
 
 
-def test_sample_is_the_averaged_generator_with_standing_statistics(run, gan):
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_sample_is_the_averaged_generator_with_standing_statistics(run, gan, bound):
+    """Measured over latents as they will come, truncated or not."""
     player = checkpoint.read(run / "checkpoints")["players"]["gen"]
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), player["ema"])
     assert np.abs(p["Dense_3"]["kernel"] - player["params"]["Dense_3"]["kernel"]).max() > 1e-4
@@ -87,10 +89,11 @@ def test_sample_is_the_averaged_generator_with_standing_statistics(run, gan):
 
     # The mean of the moments of 16 batches of 128, each normalised by its own.
     keys = [jax.random.split(key, 3)[0] for key in jax.random.split(jax.random.key(0), 16)]
-    batches = [forward(latents(key, jnp.arange(128), 100), None)[1] for key in keys]
+    inner = (lambda z: z) if bound is None else (lambda z: adversarial.truncated(z, bound))
+    batches = [forward(inner(latents(key, jnp.arange(128), 100)), None)[1] for key in keys]
     moments = [np.mean([batch[i] for batch in batches], axis=0) for i in range(3)]
-    expected, _ = forward(gan.latents(jax.random.key(1), 20), moments)
-    np.testing.assert_allclose(gan.sample(jax.random.key(1), 20), expected, atol=1e-4)
+    expected, _ = forward(inner(gan.latents(jax.random.key(1), 20)), moments)
+    np.testing.assert_allclose(gan.sample(jax.random.key(1), 20, truncation=bound), expected, atol=1e-4)
 
 
 def test_truncation_moves_latents_inwards_by_quantile(gan):
@@ -98,11 +101,13 @@ def test_truncation_moves_latents_inwards_by_quantile(gan):
     z = np.asarray(gan.latents(key, 300))
     assert np.abs(z).max() > 3
     for bound in (0.5, 2.0):
-        inner = np.asarray(gan.latents(key, 300, bound))
+        inner = np.asarray(adversarial.truncated(z, bound))
         assert np.abs(inner).max() <= bound
         expected = scipy.stats.truncnorm.ppf(scipy.stats.norm.cdf(z.astype(np.float64)), -bound, bound)
         np.testing.assert_allclose(inner, expected, atol=1e-5)
-    np.testing.assert_allclose(gan.latents(key, 300, 100.0), z, atol=2e-3)  # no bound at all; inf must not come of it
+    np.testing.assert_allclose(
+        adversarial.truncated(z, 100.0), z, atol=2e-3
+    )  # no bound at all; inf must not come of it
 
 
 def test_grid_is_the_picture_that_the_run_left(run, gan, tmp_path, capsys):

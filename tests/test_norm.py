@@ -9,6 +9,7 @@ import pytest
 
 from jaxgan import collectives
 from jaxgan.layers import BatchNorm, Conv, Dense, SpectralNorm
+from jaxgan.layers.norm import ConditionalBatchNorm, FiLM
 
 # Programs that are compiled for one example each.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -199,3 +200,49 @@ def test_dense_and_convolution_are_normalised():
         w = w / np.linalg.svd(w.reshape(-1, 5))[1][0]
         expected = plain.apply({"params": {**variables["params"], "kernel": w}}, inputs)
         np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_batch_norm_of_a_condition(spectral):
+    """Gain 1 + A c and bias B c of the normalised image, in training and with the moments that it has kept."""
+    rng = np.random.default_rng(0)
+    x, condition, (a, b) = rng.normal(3, 2, (6, 4, 5, 2)), rng.normal(size=(6, 3)), rng.normal(size=(2, 3, 2))
+    norm = ConditionalBatchNorm(epsilon=1e-4, spectral=spectral)
+    params = {"gain": {"kernel": jnp.float32(a)}, "bias": {"kernel": jnp.float32(b)}}
+
+    @quick
+    def both(params, x, condition):
+        variables = norm.init(jax.random.key(0), x, condition, True)
+        assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, params)
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+
+        def step(state, _):
+            y, state = norm.apply({"params": params, **state}, x, condition, True, mutable=list(state))
+            return state, y
+
+        state, y = jax.lax.scan(step, state, length=50)
+        return state, y[-1], norm.apply({"params": params, **state}, 2 * x, condition, False)
+
+    state, trained, sampled = both(params, jnp.float32(x), jnp.float32(condition))
+    assert set(state) == {"batch_stats", "spectral"} if spectral else {"batch_stats"}
+    assert float(state["batch_stats"]["count"]) == 50
+    if spectral:
+        a, b = (w / np.linalg.svd(w)[1][0] for w in (a, b))
+    gain, bias = ((offset + condition @ w)[:, None, None] for offset, w in ((1, a), (0, b)))
+    deviation = np.sqrt(x.var((0, 1, 2)) + 1e-4)
+    np.testing.assert_allclose(trained, (x - x.mean((0, 1, 2))) / deviation * gain + bias, atol=2e-5)
+    np.testing.assert_allclose(sampled, (2 * x - x.mean((0, 1, 2))) / deviation * gain + bias, atol=5e-5)
+
+
+def test_film():
+    rng = np.random.default_rng(0)
+    x, condition, (a, b), (c, d) = (rng.normal(size=s) for s in ((6, 4, 5, 2), (6, 3), (2, 3, 2), (2, 2)))
+    params = {"gain": {"kernel": a, "bias": c}, "bias": {"kernel": b, "bias": d}}
+    params = jax.tree.map(jnp.float32, params)
+    expected = x * (1 + condition @ a + c)[:, None, None] + (condition @ b + d)[:, None, None]
+    np.testing.assert_allclose(FiLM().apply({"params": params}, x, condition), expected, atol=1e-5)
+    # Over dense features too, and in half precision.
+    dense = x[:, 0, 0] * (1 + condition @ a + c) + condition @ b + d
+    y = FiLM(dtype=jnp.bfloat16).apply({"params": params}, x[:, 0, 0], condition)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(y), dense, atol=0.1)

@@ -90,12 +90,63 @@ def test_consistency_at_reals_and_fakes():
     assert total == pytest.approx(metrics["adversarial"] + more, rel=1e-5)
 
 
+class Classes(nn.Module):
+    """The verdict and two class logits, all linear."""
+
+    mixes_batch: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, x, label=None, train=False):
+        assert label is None
+        return x.reshape(len(x), -1) @ self.param("w", lambda key: jnp.float32(MATRIX))
+
+
+MATRIX = np.array([[0.5, 1.0, -1.0], [-2.0, 0.3, 0.7]])
+
+
+def test_auxiliary_classifier():
+    """Cross-entropies of both images by hand; R1 is that of the verdict alone."""
+    label = np.array([0, 1, 1, 0])
+    batch = BATCH | {"label": jnp.asarray(label)}
+    pair = adversarial.Pair(Constant(), Classes(), conditional=True, auxiliary=True)
+    sgd, terms = optax.sgd(0.1), [regularisers.auxiliary("disc", 2.0), regularisers.auxiliary("gen", 0.5)]
+    game = adversarial.game(
+        pair,
+        losses.wasserstein,
+        gen_optimizer=sgd,
+        disc_optimizer=sgd,
+        regularisers=terms,
+        penalties=[penalties.r1(1.0)],
+    )
+    state = game.init(KEY, batch)
+    total, (metrics, _) = game.moves[0].loss({"disc": state.players["disc"].params}, state, batch, KEY)
+
+    def cross_entropy(x):
+        scores = np.float64(x) @ MATRIX[:, 1:]
+        return np.mean(np.log(np.exp(scores).sum(1)) - scores[np.arange(B), label])
+
+    fake = np.tile(IMAGE, (B, 1))
+    expected = cross_entropy(REAL.reshape(B, -1)) + cross_entropy(fake)
+    assert float(metrics["auxiliary"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["penalty"]) == pytest.approx(0.5 * np.sum(MATRIX[:, 0] ** 2), rel=1e-5)
+    more = 2 * expected + float(metrics["penalty"])
+    assert float(total) == pytest.approx(float(metrics["adversarial"]) + more, rel=1e-5)
+    total, (metrics, _) = game.moves[-1].loss({"gen": state.players["gen"].params}, state, batch, KEY)
+    assert float(metrics["auxiliary"]) == pytest.approx(cross_entropy(fake), rel=1e-5)
+    assert float(total) == pytest.approx(-(IMAGE @ MATRIX[:, 0]) + 0.5 * cross_entropy(fake), rel=1e-5)
+
+
+def test_flip_and_shift_moves_whole_images():
+    """A spike in the middle stays one spike, at most four pixels away; both ways round, all shifts equally likely."""
+    images = jnp.zeros((512, 13, 13, 1)).at[:, 6, 7].set(1.0)
+    moved = np.asarray(regularisers.flip_and_shift(jax.random.split(KEY, 512), images))[..., 0]
+    np.testing.assert_array_equal(moved.sum((1, 2)), 1)
+    rows, columns = np.nonzero(moved)[1:]
+    assert set(rows) == set(range(2, 11)) and set(columns) == set(range(1, 12))  # 5 or 7, and up to 4 more
+    assert abs(rows.mean() - 6) < 4 * 2.58 / np.sqrt(512)
+
+
 def test_orthogonal_of_the_generator_alone():
-    w = RNG.normal(size=(3, 3, 2, 4))
-    params = {"conv": {"kernel": jnp.float32(w), "bias": jnp.ones(4)}, "embed": {"table": jnp.ones((5, 4))}}
-    gram = w.reshape(-1, 4).T @ w.reshape(-1, 4)
-    expected = np.sum((gram * (1 - np.eye(4))) ** 2)
-    assert float(regularisers.off_diagonal(params)) == pytest.approx(expected, rel=1e-5)
     game, _ = game_of(regularisers=[regularisers.orthogonal("gen")])
     assert "regularisers" in game.moves[-1].loss.keywords and not game.moves[0].loss.keywords["regularisers"]
 

@@ -38,13 +38,13 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
-def _by_hand() -> bool:
+def by_hand() -> bool:
     return jax.default_backend() == "cpu" and not _plain.get()
 
 
 def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolution: x (b, h, w, c), w (k, k, c, d) -> (b, oh, ow, d) with oh = (h + sum(pads[0]) - k) // stride + 1."""
-    function = conv_cpu.conv if _by_hand() else conv_cpu.conv_xla
+    function = conv_cpu.conv if by_hand() else conv_cpu.conv_xla
     return function(x, w, stride, pads)
 
 
@@ -53,7 +53,7 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
 
     `pads` and `size` are those of the convolution (b, *size, c) -> (b, oh, ow, d) that it transposes.
     """
-    if _by_hand():
+    if by_hand():
         return conv_cpu.conv_transpose(y, w, stride, pads, size)
     x = jax.ShapeDtypeStruct((y.shape[0], *size, w.shape[2]), y.dtype)
     return jax.linear_transpose(lambda x: conv_cpu.conv_xla(x, w, stride, pads), x)(y)[0]

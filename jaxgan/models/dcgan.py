@@ -71,13 +71,17 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images (b, *shape) -> logits (b,). Without batch norm it suits penalties on each image's own gradient."""
+    """images (b, *shape) -> logits (b,). Without batch norm it suits penalties on each image's own gradient.
+
+    auxiliary: it does not see the label but tells it, (b, 1 + num_classes) (AC-GAN, arXiv:1610.09585).
+    """
 
     shape: tuple[int, int, int]
     num_classes: int = 0
     width: int = 64
     kernel: int = 4
     batch_norm: bool = True
+    auxiliary: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -94,6 +98,8 @@ class Discriminator(nn.Module):
                 x = BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train)
             x = checkpoint_name(nn.leaky_relu(x, 0.2), "block")
         x = x.astype(jnp.float32)
+        if self.auxiliary:
+            return nn.Dense(1 + self.num_classes, kernel_init=normal)(x.reshape(x.shape[0], -1))
         logits = nn.Dense(1, kernel_init=normal)(x.reshape(x.shape[0], -1))[:, 0]
         if label is not None:
             embedding = nn.Embed(self.num_classes, x.shape[-1], embedding_init=normal)(label)

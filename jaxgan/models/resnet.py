@@ -1,10 +1,14 @@
-"""Residual networks for images: SNGAN's (arXiv:1802.05957, tables 3 to 5) and WGAN-GP's (arXiv:1704.00028, appendix C).
+"""Residual networks for images: SNGAN's (arXiv:1802.05957, tables 3 to 5), WGAN-GP's (arXiv:1704.00028, appendix C)
+and SAGAN's (arXiv:1805.08318).
 
 The generator doubles an image of 4x4 (6x6 for 48x48) up, with batch norm; for classes, with a gain and a bias of each.
 The discriminator has no batch norm: SNGAN's is spectrally normalised throughout and sums over the places of the last
 features, WGAN-GP's critic is tamed by its gradient penalty alone and averages. Labels enter it by projection
 (arXiv:1802.05637, eq. 5). Blocks are two 3x3 convolutions behind ReLUs, with a shortcut that is a 1x1 convolution where
 the image or the channels change.
+
+SAGAN is SNGAN with a spectrally normalised generator too, whose last batch norm knows no classes, and self-attention in
+both players: at 32x32 ("feat32" of its table 1), for images of 32x32 at 16x16.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgan.errors import InputError
 from jaxgan.layers import BatchNorm, Conv, Dense
+from jaxgan.layers.attention import SelfAttention
 
 # Glorot's uniform; with a gain of sqrt(2) before a ReLU, as both papers' authors have it.
 plain = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -30,6 +35,7 @@ class Plan(NamedTuple):
     up: tuple[int, ...]  # of the generator's blocks, each of which doubles the image
     disc: tuple[int, ...]  # of the discriminator's blocks,
     halvings: int  # the first so many of which halve the image
+    attention: tuple[int, int] | None = None  # the blocks, from 0, of both that self-attention follows
 
 
 PLANS = {
@@ -40,6 +46,24 @@ PLANS = {
         128: Plan(4, 16, (16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
     },
     "wgan_gp": {32: Plan(4, 2, (2, 2, 2), (2, 2, 2, 2), 2)},
+    "sagan": {
+        32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2, (1, 0)),  # not in the paper; SNGAN's
+        64: Plan(4, 16, (16, 8, 4, 2), (1, 2, 4, 8, 16), 4, (2, 0)),  # not in the paper; that of 128 less a block
+        128: Plan(4, 16, (16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5, (2, 1)),
+    },
+}
+
+
+class Kind(NamedTuple):
+    spectral: tuple[bool, bool]  # whether generator and discriminator are spectrally normalised
+    inner: Any  # initial weights of the 3x3 convolutions in blocks
+    last_of_classes: bool = True  # whether the generator's last batch norm knows them
+
+
+KINDS = {
+    "sngan": Kind((False, True), gained),
+    "wgan_gp": Kind((False, False), gained),
+    "sagan": Kind((True, True), plain, False),
 }
 
 
@@ -80,20 +104,27 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        def active(x):
+        base, first, ups, *_, attention = plan(self.variant, self.shape)
+        (spectral, _), inner, last_of_classes = KINDS[self.variant]
+
+        def active(x, label=label):
             return nn.relu(BatchNorm(num_classes=self.num_classes, dtype=self.dtype)(x, train, label))
 
-        def block(x, features):
-            shortcut = up(Conv(features, 1, kernel_init=plain, dtype=self.dtype)(x))  # pointwise, so it may come first
-            x = Conv(features, 3, kernel_init=gained, up=True, dtype=self.dtype)(active(x))
-            return Conv(features, 3, kernel_init=gained, dtype=self.dtype)(active(x)) + shortcut
+        def conv(x, features, kernel, init, up=False):
+            return Conv(features, kernel, kernel_init=init, spectral=spectral, up=up, dtype=self.dtype)(x, train)
 
-        base, first, ups, *_ = plan(self.variant, self.shape)
-        x = Dense(base * base * first * self.width, kernel_init=plain, dtype=self.dtype)(z)
+        def block(x, features):
+            shortcut = up(conv(x, features, 1, plain))  # pointwise, so it may come first
+            x = conv(active(x), features, 3, inner, up=True)
+            return conv(active(x), features, 3, inner) + shortcut
+
+        x = Dense(base * base * first * self.width, True, plain, spectral, self.dtype)(z, train)
         x = x.reshape(-1, base, base, first * self.width)
-        for multiple in ups:
+        for i, multiple in enumerate(ups):
             x = checkpoint_name(block(x, multiple * self.width), "block")
-        x = Conv(self.shape[2], 3, kernel_init=plain, dtype=self.dtype)(active(x))
+            if attention and i == attention[0]:
+                x = SelfAttention(spectral, plain, self.dtype)(x, train)
+        x = conv(active(x, label if last_of_classes else None), self.shape[2], 3, plain)
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -109,9 +140,10 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        spectral = self.variant == "sngan"
+        *_, widths, halvings, attention = plan(self.variant, self.shape)
+        (_, spectral), inner, _ = KINDS[self.variant]
 
-        def conv(x, features, kernel, init=gained, down=False):
+        def conv(x, features, kernel, init=inner, down=False):
             layer = Conv(features, kernel, kernel_init=init, spectral=spectral, down=down, dtype=self.dtype)
             return layer(x, train)
 
@@ -121,10 +153,11 @@ class Discriminator(nn.Module):
             x = down(x) if halve else x  # which commutes with the pointwise convolution, and makes it cost a quarter
             return y + (conv(x, features, 1, plain) if halve or x.shape[-1] != features else x)
 
-        *_, widths, halvings = plan(self.variant, self.shape)
         x = x.astype(self.dtype)
         for i, multiple in enumerate(widths):
             x = checkpoint_name(block(x, multiple * self.width, i < halvings, i == 0), "block")
+            if attention and i == attention[1]:
+                x = SelfAttention(spectral, plain, self.dtype)(x, train)
         x = nn.relu(x).astype(jnp.float32)
         x = x.sum((1, 2)) if spectral else x.mean((1, 2))  # (b, c)
         logit = Dense(1, kernel_init=plain, spectral=spectral)(x, train)[:, 0]

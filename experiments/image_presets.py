@@ -1,11 +1,15 @@
 """The presets of `experiments.image`: rows of flags, each with its paper.
 
-What a row reproduces, on what hardware and with what result, stands in the README's table.
+`TRAINED` were run to their end; on what hardware and with what result stands in the README, and their curves in
+`tests/reference`. `PUBLISHED` are the settings of papers for hardware that trains them, with the published figure
+beside each: FID on 50,000 samples, by the paper itself.
 """
 
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
+Rows = dict[str, dict[str, Any]]
+
+TRAINED: Rows = {
     # The default, what no flag at all trains: 8x8 digits inside the installation, the settings of dcgan_mnist.
     "dcgan_digits": {"steps": 4000},
     # Dense, binary cross-entropy (arXiv:1406.2661), Adam 2e-4, β1 0.5. Without R1 the discriminator learns the
@@ -46,3 +50,153 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The published DCGAN shape, 64x64 faces, batch 128 there. Point --dataset at a folder of aligned faces.
     "dcgan_celeba64": {"dataset": "celeb_a", "size": "64", "mirror": True, "steps": 20_000, "batch_size": 128},
 }
+
+# Residual networks, spectrally normalised: arXiv:1802.05957, appendix B.4.
+SNGAN = {"model": "resnet", "variant": "sngan", "loss": "hinge", "beta1": 0.0, "beta2": (0.9,)}
+# Its self-attention, spectral normalisation in both and two time scales: arXiv:1805.08318, section 4 and 5.
+SAGAN = SNGAN | {"variant": "sagan", "learning_rate": (4e-4,), "gen_learning_rate": (1e-4,)}
+# arXiv:1809.11096: hinge, Adam with β1 0. An average that keeps .9999 a step has a half-life of 6,931 steps.
+BIGGAN = {"model": "biggan", "conditional": True, "loss": "hinge", "beta1": 0.0}
+# arXiv:2006.06676, appendix: β1 0, β2 .99, ε 1e-8; R1 lazily every 16 steps.
+STYLEGAN2 = {
+    "model": "stylegan2",
+    "beta1": 0.0,
+    "beta2": (0.99,),
+    "penalty_every": 16,
+}
+# arXiv:2501.05441, section 4 and appendix: relativistic pairs, R1 and R2 in every step, everything along half a cosine.
+R3GAN = {
+    "model": "r3gan",
+    "loss": "relativistic",
+    "beta1": 0.0,
+    "beta2": (0.9, 0.99),
+    "learning_rate": (2e-4, 5e-5),
+    "mirror": True,
+    "augment": "r3gan",
+    "anneal_images": 2e7,
+}
+LARGE = {"dtype": "bfloat16", "sample_every": 2000, "eval_every": 10_000, "checkpoint_every": 2000}
+
+
+def _r3gan(gamma: float, **row: Any) -> dict[str, Any]:
+    return R3GAN | LARGE | {"r1": (gamma, gamma / 10), "r2": (gamma, gamma / 10)} | row
+
+
+# Families at a width for a laptop; see `PUBLISHED` for the papers' own.
+TRAINED |= {
+    "sngan_mnist": SNGAN | {"dataset": "mnist", "size": "32", "width": 16, "steps": 2000, "steps_per_call": 10},
+    "sagan_mnist": SAGAN
+    | {"dataset": "mnist", "size": "32", "width": 16, "conditional": True, "steps": 2000, "steps_per_call": 10},
+    "biggan_mnist": BIGGAN | {"dataset": "mnist", "width": 16, "steps": 2000, "steps_per_call": 10},
+    "stylegan2_mnist": STYLEGAN2
+    | {"dataset": "mnist", "width": 64, "r1": (1.0,), "learning_rate": (2e-3,), "steps": 2000, "steps_per_call": 10},
+    "r3gan_digits": R3GAN
+    | {
+        "width": 48,
+        "r1": (1.0, 0.1),
+        "r2": (1.0, 0.1),
+        "mirror": False,
+        "augment": "",
+        "anneal_images": 1.5e5,
+        "ema": (0.0, 1e4),
+        "steps": 3000,
+    },
+}
+
+PUBLISHED: Rows = {
+    # FID 21.7, unconditional CIFAR-10 (arXiv:1802.05957, table 2).
+    "sngan_cifar10": SNGAN | LARGE | {"dataset": "cifar10", "disc_steps": 5, "steps": 50_000, "ema": ()},
+    # FID 18.65, with attention at 64x64; 18.28 for this, at 32x32 (arXiv:1805.08318, tables 1 and 2).
+    "sagan_imagenet128": SAGAN
+    | LARGE
+    | {
+        "dataset": "imagenet2012",
+        "size": "128",
+        "conditional": True,
+        "batch_size": 256,
+        "steps": 1_000_000,
+        "ema": (),
+    },
+    # FID 14.73 (arXiv:1809.11096, appendix C).
+    "biggan_cifar10": BIGGAN
+    | LARGE
+    | {
+        "variant": "cifar",
+        "dataset": "cifar10",
+        "disc_steps": 4,
+        "batch_size": 50,
+        "steps": 125_000,
+        "ema": (346_600.0,),
+    },
+    "biggan_imagenet128": BIGGAN
+    | LARGE
+    | {
+        "dataset": "imagenet2012",
+        "size": "128",
+        "gen_learning_rate": (5e-5,),
+        "disc_steps": 2,
+        "batch_size": 2048,
+        "steps": 165_000,
+        "orthogonal": 1e-4,
+        "ema": (14_195_000.0,),
+    },
+    # FID 1.96, conditional CIFAR-10.
+    "r3gan_cifar10": _r3gan(
+        0.05,
+        variant="cifar10",
+        dataset="cifar10",
+        conditional=True,
+        batch_size=512,
+        ema=(0.0, 5e6),
+        augment_probability=(0.0, 0.55),
+        steps=488_000,
+    ),
+    # FID 1.95. Point --dataset at a folder of the 70,000 faces at 64x64.
+    "r3gan_ffhq64": _r3gan(
+        2.0,
+        variant="ffhq64",
+        dataset="folder:ffhq64",
+        size="64",
+        batch_size=256,
+        ema=(0.0, 5e5),
+        augment_probability=(0.0, 0.3),
+        steps=586_000,
+    ),
+    # FID 2.75.
+    "r3gan_ffhq256": _r3gan(
+        150.0,
+        variant="ffhq256",
+        dataset="folder:ffhq256",
+        size="256",
+        batch_size=256,
+        ema=(0.0, 5e5),
+        augment_probability=(0.0, 0.3),
+        steps=586_000,
+    ),
+    # FID 1.27.
+    "r3gan_imagenet32": _r3gan(
+        0.5,
+        variant="imagenet32",
+        dataset="imagenet_resized/32x32",
+        conditional=True,
+        batch_size=4096,
+        ema=(0.0, 5e7),
+        augment_probability=(0.0, 0.5),
+        anneal_images=2e8,
+        steps=244_000,
+    ),
+    # FID 2.09.
+    "r3gan_imagenet64": _r3gan(
+        1.0,
+        variant="imagenet64",
+        dataset="imagenet_resized/64x64",
+        conditional=True,
+        batch_size=4096,
+        ema=(0.0, 5e7),
+        augment_probability=(0.0, 0.4),
+        anneal_images=2e8,
+        steps=244_000,
+    ),
+}
+
+PRESETS: Rows = TRAINED | PUBLISHED

@@ -2,7 +2,7 @@
 
 A network is a Flax module of the form
 
-    Generator(shape, num_classes, ...)(z (b, latent), label (b,) or None, train) -> images (b, h, w, c) in [-1, 1]
+    Generator(shape, num_classes, ...)(z (b, latent), label (b,) or None, train) -> images (b, h, w, c)
     Discriminator(shape, num_classes, ...)(images, label or None, train) -> logits (b,)
 
 (or (b, 1 + classes), with class logits, where it is to tell the class instead of seeing it: `Pair.auxiliary`),

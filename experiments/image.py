@@ -38,8 +38,15 @@ from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
+from jaxgan.metrics import coverage
 from jaxgan.metrics import judge as quality
+from jaxgan.metrics.diagnose import Diagnosis, held_out
 from jaxgan.trained import Trained, network
+
+BEST = {
+    "distance": "eval/distance",
+    "modes": "eval/reverse_kl",
+}  # --metrics, and the figure that tells the best by each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,12 @@ class Config(Common):
     unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
     anneal_images: float = option(1e6, "images over which start,end values move, along a half cosine")
+    metrics: tuple[str, ...] = option(
+        ("distance",),
+        "what evaluations measure, the best checkpoint by the first: modes is for stacked digits",
+        tuple(BEST),
+    )
+    diagnose: bool = option(False, "say how the training does; a set without a test split holds out a tenth for it")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
     remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
 
@@ -234,20 +247,66 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
     return Game(game.players, (*game.moves, Move("gen", path, every=config.path_every, draw=False, name="gen_path")))
 
 
+def trained(pair: adversarial.Pair, state: State) -> Trained:
+    player = state.players["gen"]
+    return Trained.of(pair.generator, player.averaged, player.variables)
+
+
+def evaluation(
+    config: Config, pair: adversarial.Pair, game: Game, source: data.Source, held: data.Source | None
+) -> Callable[[State], dict[str, float]]:
+    """What --metrics and --diagnose measure of a state; classifiers are trained, or found, when first needed."""
+
+    @functools.cache
+    def judge() -> quality.Judge:
+        judge = quality.train(source, config.eval_samples, loop.cache_dir())
+        tell("labels" if judge.labels is not None else "rotations", judge.accuracy)
+        return judge
+
+    @functools.cache
+    def modes() -> coverage.Coverage:
+        modes = coverage.train(source, loop.cache_dir())
+        tell("digits", modes.accuracy)
+        return modes
+
+    @functools.cache
+    def diagnosis() -> Diagnosis:
+        assert held is not None
+        return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
+
+    def evaluate(state: State) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if config.metrics:
+            real = judge().labels if "distance" in config.metrics else None
+            labels = np.resize(real, config.eval_samples) if config.conditional and real is not None else None
+            images = trained(pair, state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
+            scores |= judge()(images) if "distance" in config.metrics else {}
+            scores |= modes()(images) if "modes" in config.metrics else {}
+        return scores | (diagnosis()(state) if config.diagnose else {})
+
+    return evaluate
+
+
+def tell(what: str, accuracy: float) -> None:
+    print(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", file=sys.stderr)
+
+
 def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     check(config, len(devices))
-    source = data.load(
+    load = functools.partial(
+        data.load,
         config.dataset,
-        config.split,
         data_dir=config.data_dir or None,
         manual_dir=config.manual_dir or None,
         size=config.size,
         crop=config.crop,
         channels=config.channels,
     )
+    source = load(config.split)
+    source, held = held_out(source, config.split, load) if config.diagnose else (source, None)
     pair = networks(config, source.shape, source.num_classes)
     game = make_game(config, pair)
     example = {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
@@ -255,26 +314,8 @@ def main(config: Config) -> None:
         describe(config, source, game, example, devices)
         return
 
-    def trained(state: State) -> Trained:
-        player = state.players["gen"]
-        return Trained.of(pair.generator, player.averaged, player.variables)
-
     def sample(state: State) -> np.ndarray:
-        return report.grid(trained(state).sample(jax.random.key(config.seed), 64))
-
-    @functools.cache
-    def judge() -> quality.Judge:
-        judge = quality.train(source, config.eval_samples, loop.cache_dir())
-        what = "labels" if judge.labels is not None else "rotations"
-        print(
-            f"a classifier tells the {what} of held-out real images with {judge.accuracy:.1%} accuracy", file=sys.stderr
-        )
-        return judge
-
-    def evaluate(state: State) -> dict[str, float]:
-        real = judge().labels
-        labels = np.resize(real, config.eval_samples) if config.conditional and real is not None else None
-        return judge()(trained(state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels))
+        return report.grid(trained(pair, state).sample(jax.random.key(config.seed), 64))
 
     feed = data.place(
         source,
@@ -297,8 +338,8 @@ def main(config: Config) -> None:
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
         },
         sample=sample,
-        evaluate=evaluate,
-        best="eval/distance" if config.eval_every else None,
+        evaluate=evaluation(config, pair, game, source, held),
+        best=BEST[config.metrics[0]] if config.eval_every and config.metrics else None,
     )
 
 

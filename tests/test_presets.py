@@ -1,32 +1,43 @@
-"""Every preset takes real steps."""
+"""Every preset takes real steps; those of papers' own size at least fit together, or under the marker `slow`."""
 
 import dataclasses
 import importlib
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import jaxgan
 from experiments import image
-from jaxgan import checkpoint
-from tests.runs import QUIET, compile_quickly, here, leaves, lines
+from experiments.image_presets import PRESETS, PUBLISHED, TRAINED
+from jaxgan import checkpoint, flags
+from tests.runs import QUIET, compile_quickly, here, leaves, lines, same_run
 
 __all__ = ["compile_quickly"]  # a fixture
 
 
-@pytest.mark.parametrize("preset", image.PRESETS)
-def test_every_preset_takes_real_steps(preset, tmp_path, capfd):
-    """On random images of the size that it is for, with networks as narrow as they can be."""
-    row = image.PRESETS[preset]
+FAMILIES = {"sagan_mnist", "biggan_mnist", "stylegan2_mnist", "r3gan_digits"}  # and dcgan_digits in test_run.py
+slow = pytest.mark.slow
+
+
+def arguments(preset, folder, *more):
+    """Random images of the size that a preset is for, and networks as narrow as they can be."""
+    row = PRESETS[preset]
     side, colours = (int(row["size"]), 3) if row.get("size") else (28, 1)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, side, side, colours), np.uint8)
-    np.savez(tmp_path / "data.npz", image=pixels, label=rng.permutation(np.arange(32) % 10))
+    np.savez(folder / "data.npz", image=pixels, label=rng.permutation(np.arange(32) % 10))
     generator = importlib.import_module(f"jaxgan.models.{row.get('model', image.Config().model)}").Generator
     has = {field.name for field in dataclasses.fields(generator)}
-    argv = [f"--preset={preset}", f"--dataset=npz:{tmp_path / 'data.npz'}", f"--workdir={tmp_path / 'run'}", *QUIET]
-    argv += ["--steps=2", "--steps_per_call=2", "--batch_size=8", "--latent=8"] + ["--width=4"] * ("width" in has)
-    code, _, err = here(capfd, *argv)
+    argv = [f"--preset={preset}", f"--dataset=npz:{folder / 'data.npz'}", *QUIET, "--steps_per_call=2"]
+    width = ["--width=8"] if row.get("model") in ("resnet", "biggan") else ["--width=4"]
+    return argv + ["--batch_size=8", "--latent=8"] + width * ("width" in has) + list(more)
+
+
+@pytest.mark.parametrize("preset", [*TRAINED, *(pytest.param(name, marks=slow) for name in PUBLISHED)])
+def test_every_preset_takes_real_steps(preset, tmp_path, capfd):
+    code, _, err = here(capfd, *arguments(preset, tmp_path, "--steps=2", f"--workdir={tmp_path / 'run'}"))
     assert code == 0, err
     (line,) = lines(tmp_path / "run")
     found = json.loads(line)
@@ -34,3 +45,49 @@ def test_every_preset_takes_real_steps(preset, tmp_path, capfd):
     assert all(isinstance(value, int | float) for name, value in found.items() if name != "images_per_second"), found
     state = checkpoint.read(tmp_path / "run" / "checkpoints")
     assert state["step"] == 2 and all(np.isfinite(x).all() for name, x in leaves(state) if x.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("preset", sorted(FAMILIES))
+def test_families_on_two_devices_resume_and_sample(preset, tmp_path, capfd):
+    """Four steps at once, and two and two: the same bits; then images of the averaged generator."""
+    for run, steps in (("whole", (4,)), ("parts", (2, 4))):
+        for n in steps:
+            argv = arguments(preset, tmp_path, f"--steps={n}", f"--workdir={tmp_path / run}", "--devices=2")
+            code, _, err = here(capfd, *argv)
+            assert code == 0, err
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    gan = jaxgan.load(tmp_path / "whole")
+    images = gan.sample(jax.random.key(0), 3)
+    assert np.isfinite(images).all() and np.abs(images).max() <= 1 and np.ptp(images) > 0
+    averaged = checkpoint.read(tmp_path / "whole" / "checkpoints")["players"]["gen"]["ema"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(gan.params), averaged)
+
+
+# Millions of parameters of G and D, as the papers or their authors' code have them.
+COUNTS = {
+    "biggan_cifar10": (4.30, 4.21),
+    "biggan_imagenet128": (70.43, 87.98),
+    "r3gan_cifar10": (20.78, 21.28),
+    "r3gan_ffhq64": (22.43, 22.42),
+    "r3gan_imagenet32": (82.91, 86.55),
+    "r3gan_imagenet64": (103.57, 107.21),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_presets_fit_together(preset):
+    """Networks, losses and optimizers, by their shapes alone; `-m slow` takes their steps."""
+    config = flags.parse(image.Config, PRESETS, [f"--preset={preset}", "--workdir=nowhere"])
+    side = int(config.size or (32 if "32" in config.dataset or "cifar" in config.dataset else 64))
+    classes = (1000 if "image" in config.dataset else 10) if config.conditional else 0
+    pair = image.networks(config, (side, side, 3), classes)
+    game = image.make_game(config, pair)
+    batch = {
+        "image": jax.ShapeDtypeStruct((8, side, side, 3), np.float32),
+        "label": jax.ShapeDtypeStruct((8,), np.int32),
+        "row": jax.ShapeDtypeStruct((8,), np.int32),
+    }
+    state = jax.eval_shape(game.init, jax.random.key(0), batch)
+    counts = [sum(x.size for x in jax.tree.leaves(state.players[name].params)) / 1e6 for name in ("gen", "disc")]
+    if preset in COUNTS:
+        assert counts == pytest.approx(COUNTS[preset], abs=0.006)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import image
+from experiments.image_presets import TRAINED
 
 REFERENCE = Path(__file__).parent / "reference"
 STEPS = 1000
@@ -22,7 +22,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("preset", sorted(image.PRESETS))
+@pytest.mark.parametrize("preset", sorted(TRAINED))
 def test_a_curve_of_each_preset(preset):
     curve = rows(REFERENCE / f"{preset}.jsonl")
     assert len(curve) >= 2
@@ -33,7 +33,7 @@ def test_a_curve_of_each_preset(preset):
 
 
 def test_curves_are_of_presets():
-    assert {path.stem for path in REFERENCE.glob("*.jsonl")} == set(image.PRESETS)
+    assert {path.stem for path in REFERENCE.glob("*.jsonl")} == set(TRAINED)
 
 
 def test_the_default_run_is_as_good_as_it_was(tmp_path):

@@ -85,6 +85,7 @@ class Config(Common):
     pack: int = option(1, "images that the discriminator judges at once (PacGAN)")
     unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
+    ema_ramp: float = option(0.0, "the half-life is at most this share of the images seen (StyleGAN2-ADA: .05); 0: any")
     anneal_images: float = option(1e6, "images over which start,end values move, along a half cosine")
     metrics: tuple[str, ...] = option(
         ("distance",),
@@ -99,7 +100,7 @@ class Config(Common):
 def check(config: Config, devices: int) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
     ones = ("disc_steps", "penalty_every", "path_every", "accumulate", "pack")
-    zeros = ("width", "latent", "unroll", "lecam", "orthogonal", "path_length", "ada_target", "auxiliary")
+    zeros = ("width", "latent", "unroll", "lecam", "orthogonal", "path_length", "ada_target", "auxiliary", "ema_ramp")
     for name in (*ones, *zeros):
         if getattr(config, name) < (name in ones):
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {int(name in ones)}")
@@ -206,6 +207,16 @@ def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: fl
     return at
 
 
+def half_life(config: Config) -> float | Callable[[jax.Array], jax.Array] | None:
+    """Of the generator's average, in images."""
+    if not config.ema:
+        return None
+    ema = schedule.anneal(config.ema, config.anneal_images)
+    if not config.ema_ramp:
+        return ema
+    return lambda images: jnp.minimum(schedule.at(ema, images), config.ema_ramp * images)
+
+
 def make_game(config: Config, pair: adversarial.Pair) -> Game:
     makers: list[tuple[Callable[[Any], penalties.Penalty], tuple[float, ...]]] = [
         (penalties.r1, config.r1),
@@ -239,7 +250,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
         disc_steps=config.disc_steps,
         unroll=config.unroll,
         accumulate=config.accumulate,
-        ema=schedule.anneal(config.ema, config.anneal_images) if config.ema else None,
+        ema=half_life(config),
     )
     if not config.path_length:
         return game
@@ -304,6 +315,7 @@ def main(config: Config) -> None:
         size=config.size,
         crop=config.crop,
         channels=config.channels,
+        cache=loop.cache_dir() / "decoded",
     )
     source = load(config.split)
     source, held = held_out(source, config.split, load) if config.diagnose else (source, None)

@@ -9,9 +9,11 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -27,11 +29,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgan import images
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
-from jaxgan.sources import Source, folder, from_arrays, is_own, npz, read_all
+from jaxgan.sources import Kept, Source, folder, from_arrays, is_own, npz, read_all
 
 __all__ = ["Feed", "Source", "flips", "load", "permute", "place", "read_all", "to_float"]
 
 PLACEMENTS = ("auto", "resident", "stream")
+READERS = 2  # threads of a stream: one takes records from the disk while the other's are decoded
 # A Feistel round takes three functions. Six rounds leave no trace in chi-square tests of pairs; four do, in small sets.
 # Multiples of the golden ratio lie far apart.
 CHOICES = np.arange(18, dtype=np.uint32).reshape(6, 3) * np.uint32(0x9E3779B9)
@@ -47,12 +50,14 @@ def load(
     crop: str = "center",
     channels: int = 0,
     cache_gb: float = 4.0,
+    cache: epath.PathLike | None = None,
 ) -> Source:
     """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
     (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
-    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`.
+    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`;
+    when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
     Raises InputError for whatever is missing, broken or ambiguous.
     """
     wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
@@ -76,24 +81,15 @@ def load(
         from jaxgan import prepared  # TFDS takes seconds to import
 
         source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
-    return cached(source) if source.nbytes <= cache_gb * 2**30 else source
-
-
-def cached(source: Source) -> Source:
-    """The same source; each image is decoded once and kept in host memory (pages are taken as they are filled)."""
-    image = np.empty((source.num_examples, *source.shape), np.uint8)
-    label = np.empty(source.num_examples, np.int32)
-    known = np.zeros(source.num_examples, bool)
-
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        missing = np.unique(indices[~known[indices]])
-        if len(missing):
-            new = source.read(missing)
-            image[missing], label[missing] = new["image"], new["label"]
-            known[missing] = True  # last, so that another thread reads whole images or decodes them itself
-        return {"image": image[indices], "label": label[indices]}
-
-    return dataclasses.replace(source, read=read)
+    if source.nbytes > cache_gb * 2**30:
+        return source
+    file = None
+    if cache is not None:
+        # One file for each way of asking, overwritten when what it was read from has changed.
+        wish = f"{name}-{split}-{'x'.join(map(str, source.shape))}"
+        code = hashlib.sha256(repr((wish, crop)).encode()).hexdigest()[:12]
+        file = epath.Path(cache).expanduser() / f"{re.sub(r'[^A-Za-z0-9]+', '-', wish)[-64:]}-{code}.decoded"
+    return dataclasses.replace(source, read=Kept(source, file))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +185,11 @@ def place(
     [-1, 1], "label": int32 (draws, b), "row": int32 (draws, b)}, where b = batch_size / devices and `row` counts over
     all devices.
 
-    `resident`: every image is copied to every device once. `stream`: a thread reads and copies at most `prefetch` calls
+    `resident`: every image is copied to every device once. `stream`: threads read and copy at most `prefetch` calls
     ahead, on one host and its devices no more than `stream_gb` in all, which bounds the steps of a call to `max_steps`.
     `auto`: resident where the images fit `resident_gb`. `mirror` flips every other image, chosen anew in each epoch.
     What `calls` yields has leading axes (local devices, steps) and the sharding that `jax.pmap` expects of axis 0; the
-    last call may be shorter. Its iterator raises what reading raises, and closing it ends the thread.
+    last call may be shorter. Its iterator raises what reading raises, and closing it ends the threads.
     Raises InputError for a batch that the devices cannot share.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -277,8 +273,8 @@ def place(
     max_steps = sys.maxsize
     if streamed:
         step_bytes = len(local) * draws * b * math.prod(source.shape)
-        # prefetched calls, the one that the devices work on, and a copy on the host of the one being read
-        max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 2) * step_bytes)))
+        # prefetched calls, the one that the devices work on, and copies on the host of those being read
+        max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 1 + READERS) * step_bytes)))
         reading.set_result({})
     else:
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
@@ -288,8 +284,8 @@ def place(
 
 
 def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:
-    """`function(*a)` for each `a`, in order, computed by one thread at most `depth` results ahead of the consumer."""
-    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
+    """`function(*a)` for each `a`, in order, computed by threads at most `depth` results ahead of the consumer."""
+    pool = concurrent.futures.ThreadPoolExecutor(READERS, thread_name_prefix="data")
     pending: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for piece in arguments:

@@ -5,7 +5,7 @@ import os
 from etils import epath
 
 
-def write(path: epath.PathLike, data: str | bytes) -> None:
+def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     """Writes `data` beside `path`, then moves it there: whoever reads sees the old file or the new one, never half.
 
     On Google Cloud Storage an object appears only when its upload is complete, so it is written in place.

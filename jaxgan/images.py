@@ -1,17 +1,21 @@
 """Files and arrays of pixels -> uint8 images of one size and one number of channels. On the host, in threads."""
 
+import collections
 import concurrent.futures
+import hashlib
 import io
 import itertools
 import os
 import struct
-from collections import Counter
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TypeVar
 
 import numpy as np
+import PIL
 import tqdm
-from PIL import Image, ImageOps
+from etils import epath
+from PIL import Image, ImageOps, features
 
 from jaxgan.errors import InputError, unknown
 
@@ -27,6 +31,9 @@ UNREADABLE = (  # what Pillow raises for bytes that are no whole image
     Image.DecompressionBombError,
 )
 ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
+PNG, JPEG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff"  # how files begin
+PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)  # JPEG segments without say in how pixels are read: no EXIF, no profile
+FRAMES = (0xC0, 0xC1, 0xC2)  # JPEG segments with the size of the image: baseline, extended, progressive
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,10 +113,58 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
 def decode(data: bytes, size: tuple[int, int] | None, channels: int, crop: str = "center") -> np.ndarray:
     """The bytes of an image file -> uint8 (h, w, channels), turned upright by its EXIF tag."""
-    with Image.open(io.BytesIO(data)) as file:
-        image = convert(upright(file), channels)
+    image = plain(data)
+    if image is None:
+        with Image.open(io.BytesIO(data)) as file:
+            image = convert(upright(file), channels)
+    else:
+        image = convert(image, channels)
     image = fit(image, size, crop) if size else image
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def plain(data: bytes) -> Image.Image | None:
+    """The image of a JPEG or PNG of 8 bits whose header holds its size and its coding and nothing else; else None.
+
+    The decoders that `Image.open` calls, and the same bits, without the plugins that read headers in Python: those take
+    as long as the pixels of a small image, and threads wait for each other in them.
+    """
+    try:
+        found = plain_jpeg(data) if data.startswith(JPEG) else plain_png(data) if data.startswith(PNG) else None
+        # A large one gains nothing, and may be a bomb.
+        return Image.frombytes(*found) if found and 0 < found[1][0] * found[1][1] < 2**24 else None
+    except UNREADABLE:
+        return None  # `Image.open` will say what is wrong
+
+
+def plain_jpeg(data: bytes) -> tuple | None:
+    """(mode, (w, h), data, decoder, its arguments), by ITU-T T.81, appendix B."""
+    at, frame = 2, b""
+    while (kind := data[at + 1]) != 0xDA:  # the scan
+        if data[at] != 0xFF or kind not in (PLAIN if frame else PLAIN + FRAMES):
+            return None
+        if kind in FRAMES:
+            frame = data[at + 4 : at + 10]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    bits, h, w, c = struct.unpack(">BHHB", frame)
+    mode = {1: "L", 3: "RGB"}.get(c)
+    return (mode, (w, h), data, "jpeg", mode, "") if mode and bits == 8 else None
+
+
+def plain_png(data: bytes) -> tuple | None:
+    """(mode, (w, h), compressed pixels, decoder, its arguments), by RFC 2083, sections 3 and 4."""
+    w, h, bits, colour, *methods = struct.unpack(">IIBBBBB", data[16:29])
+    mode = {0: "L", 2: "RGB"}.get(colour)
+    if not mode or bits != 8 or any(methods) or zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]):
+        return None
+    at, coded = 33, []
+    while (kind := data[at + 4 : at + 8]) != b"IEND":
+        if kind != b"IDAT":
+            return None
+        n = int.from_bytes(data[at : at + 4])
+        coded.append(data[at + 8 : at + 8 + n])
+        at += n + 12
+    return mode, (w, h), b"".join(coded), "zip", mode, 0
 
 
 def measure(file: IO[bytes]) -> tuple[int, int, int]:
@@ -126,7 +181,7 @@ def common_shape(shapes: Iterable[tuple[int, ...]], what: str, channels: int = 0
     Where grey and colour images are mixed, all of them are read as colour.
     """
     shapes = list(shapes)
-    sizes = Counter(s[:2] for s in shapes)
+    sizes = collections.Counter(s[:2] for s in shapes)
     if not shapes:
         raise InputError(f"{what} has no images")
     (h, w), most = sizes.most_common(1)[0]
@@ -136,6 +191,20 @@ def common_shape(shapes: Iterable[tuple[int, ...]], what: str, channels: int = 0
             f"which {most} of them have"
         )
     return h, w, channels or max(s[2] for s in shapes)
+
+
+def checked(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The image, if it is of the shape that those of its kind have; else ValueError."""
+    if image.shape != shape:
+        raise ValueError(f"its shape is {image.shape}, which was {shape}")
+    return image
+
+
+def version() -> str:
+    """What decides about the bits of a decoded image beside its file: Pillow, its decoders, this module."""
+    decoders = [features.version(name) for name in ("jpg", "libjpeg_turbo", "webp")]
+    code = hashlib.sha256(epath.Path(__file__).read_bytes()).hexdigest()
+    return f"{PIL.__version__} {decoders} {code}"
 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T], text: str = "", workers: int = 0) -> Iterator[R]:
@@ -156,8 +225,19 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], text: str = "", w
             pool.shutdown(cancel_futures=True)  # after an error the rest would be read for nothing
 
 
+def stacked(decode: Callable[[T], np.ndarray], items: Sequence[T], shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (n, *shape): `decode` of each item, in threads, which write each image where it belongs."""
+    out = np.empty((len(items), *shape), np.uint8)
+
+    def put(i: int) -> None:
+        out[i] = decode(items[i])
+
+    collections.deque(in_threads(put, range(len(items)), workers=workers_for(shape)), maxlen=0)
+    return out
+
+
 def workers_for(shape: Sequence[int]) -> int:
-    """1 where images (h, w, c) are so small that threads only wait for each other (28x28: 1.5 times slower), else 0."""
+    """1 where images (h, w, c) are so small that the interpreter is the cost (28x28: four are no faster), else 0."""
     return int(shape[0] * shape[1] <= 48 * 48)
 
 

@@ -2,17 +2,16 @@
 
 import gzip
 import importlib.util
-import io
 import os
 import pathlib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgan import data, images, prepared, sources
-from jaxgan.datasets.digits import arrays
+from jaxgan import data, images, sources
 from jaxgan.errors import InputError
 
 REAL = os.environ.get("JAXGAN_TEST_DATA", "")
@@ -35,38 +34,6 @@ def test_digits_are_those_of_scikit_learn():
     np.testing.assert_array_equal(got["image"][..., 0], np.round(theirs.images * 255 / 16))
     np.testing.assert_array_equal(got["label"], theirs.target)
     assert data.load("digits", size="16x12", channels=3).read(np.arange(3))["image"].shape == (3, 16, 12, 3)
-
-
-@pytest.fixture(scope="module")
-def prepared_digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tfds")
-    prepared.prepare("digits", folder, None)
-    return folder
-
-
-def test_the_builder_holds_the_same_digits_and_needs_no_tensorflow(prepared_digits):
-    source = prepared.load("digits", "train", prepared_digits, None, None, "center", 0)
-    got = source.read(np.arange(source.num_examples))
-    expected = arrays.arrays()
-    assert content(got["image"], got["label"]) == content(expected["image"], expected["label"])
-    assert (source.shape, source.num_classes, source.class_names) == ((8, 8, 1), 10, arrays.CLASSES)
-    part = prepared.load("digits", "train[:10%]", prepared_digits, None, (4, 6), "center", 3)
-    assert part.num_examples == 180 and part.read(np.arange(5))["image"].shape == (5, 4, 6, 3)
-    with pytest.raises(InputError, match="unknown split of digits 'tran'; did you mean 'train'"):
-        prepared.load("digits", "tran", prepared_digits, None, None, "center", 0)
-
-
-def test_a_format_without_random_access_is_answered_with_the_command_that_converts_it(prepared_digits, tmp_path):
-    there = tmp_path / "digits" / "1.0.0"
-    there.mkdir(parents=True)
-    for file in (prepared_digits / "digits" / "1.0.0").iterdir():
-        (there / file.name.replace("array_record", "tfrecord")).write_bytes(
-            file.read_bytes().replace(b"array_record", b"tfrecord")
-        )
-    with pytest.raises(
-        InputError, match=rf"tfds convert_format --dataset_version_dir={there} --out_file_format=array_rec"
-    ):
-        prepared.prepare("digits", tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -187,41 +154,6 @@ def test_folders_that_cannot_be_read(tmp_path):
         data.load(f"folder:{tmp_path}")
 
 
-def test_crops_are_centred_and_resizing_is_antialiased():
-    ramp = np.tile(np.arange(12, dtype=np.uint8)[None, :, None] * 20, (4, 1, 1))  # (4, 12, 1)
-    np.testing.assert_array_equal(images.fit_array(ramp, (4, 4), 1)[..., 0], ramp[:, 4:8, 0])
-    np.testing.assert_array_equal(images.fit_array(ramp.transpose(1, 0, 2), (4, 4), 1)[..., 0], ramp[:, 4:8, 0].T)
-    assert images.fit_array(ramp, (4, 6), 1, "none")[0, 0] < 20  # the left edge is still there
-    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
-    small = images.fit_array(checks, (16, 16), 1)
-    assert abs(int(small[8, 8, 0]) - 127) <= 2  # the nearest pixel would be 0 or 255
-    many = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)
-    assert images.fit_array(many, (4, 4), 5).shape == (4, 4, 5)
-
-
-def encode(image, form="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def test_pixels_of_unusual_files():
-    def see(image, channels):
-        return images.decode(encode(image), None, channels)[0, 0].tolist()
-
-    rgba = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert see(rgba, 3) == [255, 255, 255] and see(rgba, 1) == [255]  # transparent is white, whatever lies below
-    assert see(Image.new("RGBA", (2, 2), (255, 0, 0, 255)), 3) == [255, 0, 0]
-    assert see(Image.fromarray(np.full((2, 2), 0x80FF, np.uint16)), 1) == [0x80]
-    assert see(Image.new("1", (2, 2), 1), 3) == [255, 255, 255]
-    assert see(Image.new("RGB", (2, 2), (0, 255, 0)).convert("P"), 3) == [0, 255, 0]
-    exif = Image.Exif()
-    exif[images.ORIENTATION] = 6  # as a telephone writes it when held upright
-    turned = encode(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), exif=exif)
-    assert images.measure(io.BytesIO(turned)) == (3, 2, 1)
-    np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
-
-
 def test_npz_files(tmp_path):
     image, label = np.arange(24, dtype=np.uint8).reshape(6, 2, 2), np.arange(6)[:, None]
     np.savez(tmp_path / "plain.npz", image=image, y=label)
@@ -245,6 +177,132 @@ def test_npz_files(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"not a zip")
     with pytest.raises(InputError, match="no npz file"):
         data.load(f"npz:{tmp_path / 'bad.npz'}")
+
+
+# --- decoded images on disk
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A folder of two classes of noise and its pixels, in order."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        save(tmp_path / "faces" / "ab"[i // 20] / f"{i:02}.png", image)
+    return tmp_path / "faces", pixels
+
+
+def load_all(folder, cache, **options):
+    """Pixels and labels, and how many images were decoded for them."""
+    decoded, decode = [], images.decode
+
+    def counted(*args):
+        decoded.append(1)
+        return decode(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "decode", counted)
+        got = data.read_all(data.load(f"folder:{folder}", cache=cache, **options))
+    return got["image"], got["label"], len(decoded)
+
+
+def test_what_was_decoded_once_is_read_from_the_cache(faces, tmp_path, monkeypatch):
+    folder, pixels = faces
+    for expected in (40, 0, 0):
+        image, label, decoded = load_all(folder, tmp_path / "cache")
+        np.testing.assert_array_equal(image, pixels)
+        np.testing.assert_array_equal(label, np.repeat([0, 1], 20))
+        assert decoded == expected and image.dtype == np.uint8 and label.dtype == np.int32
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.stat().st_size == 64 + 40 * 4 + pixels.size
+    # Whatever decides about the pixels makes another file; what does not fit makes none.
+    wishes = [{"size": "4"}, {"size": "4", "crop": "none"}, {"channels": 1}]
+    made = {data.load(f"folder:{folder}", **options).identity() for options in [{}, *wishes]}
+    monkeypatch.chdir(folder.parent)  # a relative path stands for the whole one
+    assert len(made) == 4 and data.load(f"folder:{folder.name}").identity() in made
+    for i, options in enumerate(wishes, 2):
+        first, again = load_all(folder, tmp_path / "cache", **options), load_all(folder, tmp_path / "cache", **options)
+        assert (first[2], again[2], len(list((tmp_path / "cache").iterdir()))) == (40, 0, i)
+        np.testing.assert_array_equal(first[0], again[0])
+        np.testing.assert_array_equal(first[0], load_all(folder, None, **options)[0])
+    assert load_all(folder, tmp_path / "none", cache_gb=1e-6)[2] == 40 and not (tmp_path / "none").exists()
+
+
+def test_a_part_is_not_taken_for_the_whole(faces, tmp_path):
+    folder, pixels = faces
+    source = data.load(f"folder:{folder}", cache=tmp_path / "cache")
+    source.read(np.arange(39))
+    assert not (tmp_path / "cache").exists()
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(source.read, [np.arange(40)] * 8))
+    assert all((g["image"] == pixels).all() for g in got)
+    assert load_all(folder, tmp_path / "cache")[2] == 0
+
+
+@pytest.mark.parametrize("change", ["pixels", "time", "more", "name"])
+def test_changed_files_are_decoded_again(faces, tmp_path, change, capsys):
+    folder, pixels = faces
+    load_all(folder, tmp_path / "cache")
+    file, expected = folder / "a" / "07.png", pixels.copy()
+    before = file.stat()
+    if change == "pixels":  # of the same number of bytes, half a second later
+        expected[7] = pixels[7, ::-1, ::-1]
+        save(file, expected[7], compress_level=0)
+        size = file.stat().st_size
+        file.write_bytes(file.read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 500_000_000))
+        assert size == file.stat().st_size
+    elif change == "time":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    elif change == "more":
+        expected = np.insert(expected, 8, 9, axis=0)
+        save(folder / "a" / "07b.png", expected[8])
+    else:
+        file.rename(folder / "a" / "00a.png")
+        expected = expected[[0, 7, *range(1, 7), *range(8, 40)]]
+    image, _, decoded = load_all(folder, tmp_path / "cache")
+    np.testing.assert_array_equal(image, expected)
+    assert decoded == len(expected) and load_all(folder, tmp_path / "cache")[2] == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut to nothing", "longer", "digest", "label", "pixel", "identity"])
+def test_a_damaged_cache_is_noticed_and_written_again(faces, tmp_path, damage, capsys):
+    folder, pixels = faces
+    load_all(folder, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    broken = bytearray(whole)
+    if damage == "longer":
+        broken += b"x"
+    elif damage.startswith("cut"):
+        del broken[-1 if damage == "cut" else 0 :]
+    else:
+        broken[{"identity": 3, "digest": 40, "label": 70, "pixel": -1}[damage]] ^= 1
+    file.write_bytes(broken)
+    image, label, decoded = load_all(folder, tmp_path / "cache")
+    np.testing.assert_array_equal(image, pixels)
+    np.testing.assert_array_equal(label, np.repeat([0, 1], 20))
+    said = capsys.readouterr().err
+    # Another identity is no damage, but what a changed data set looks like.
+    assert said == ("" if damage == "identity" else f"{file} is damaged; folder:{folder} is decoded again\n")
+    assert decoded == 40 and file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_or_read_changes_nothing(faces, tmp_path, capsys):
+    folder, pixels = faces
+    (tmp_path / "file").write_text("no folder")
+    for _ in range(2):
+        image, _, decoded = load_all(folder, tmp_path / "file" / "cache")
+        np.testing.assert_array_equal(image, pixels)
+        assert decoded == 40
+    load_all(folder, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.unlink()
+    file.mkdir()
+    capsys.readouterr()
+    np.testing.assert_array_equal(load_all(folder, tmp_path / "cache")[0], pixels)
+    assert f"{file} cannot be read" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [file.name]  # no half-written file beside it
 
 
 # --- original files

@@ -1,0 +1,89 @@
+"""Files and arrays of pixels: sizes, crops, kinds of files, damaged ones."""
+
+import io
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from jaxgan import images
+
+
+def test_crops_are_centred_and_resizing_is_antialiased():
+    ramp = np.tile(np.arange(12, dtype=np.uint8)[None, :, None] * 20, (4, 1, 1))  # (4, 12, 1)
+    np.testing.assert_array_equal(images.fit_array(ramp, (4, 4), 1)[..., 0], ramp[:, 4:8, 0])
+    np.testing.assert_array_equal(images.fit_array(ramp.transpose(1, 0, 2), (4, 4), 1)[..., 0], ramp[:, 4:8, 0].T)
+    assert images.fit_array(ramp, (4, 6), 1, "none")[0, 0] < 20  # the left edge is still there
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
+    small = images.fit_array(checks, (16, 16), 1)
+    assert abs(int(small[8, 8, 0]) - 127) <= 2  # the nearest pixel would be 0 or 255
+    many = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)
+    assert images.fit_array(many, (4, 4), 5).shape == (4, 4, 5)
+
+
+def encode(image, form="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def test_pixels_of_unusual_files():
+    def see(image, channels):
+        return images.decode(encode(image), None, channels)[0, 0].tolist()
+
+    rgba = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    assert see(rgba, 3) == [255, 255, 255] and see(rgba, 1) == [255]  # transparent is white, whatever lies below
+    assert see(Image.new("RGBA", (2, 2), (255, 0, 0, 255)), 3) == [255, 0, 0]
+    assert see(Image.fromarray(np.full((2, 2), 0x80FF, np.uint16)), 1) == [0x80]
+    assert see(Image.new("1", (2, 2), 1), 3) == [255, 255, 255]
+    assert see(Image.new("RGB", (2, 2), (0, 255, 0)).convert("P"), 3) == [0, 255, 0]
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6  # as a telephone writes it when held upright
+    turned = encode(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), exif=exif)
+    assert images.measure(io.BytesIO(turned)) == (3, 2, 1)
+    np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
+
+
+def by_pillow(data, channels):
+    with Image.open(io.BytesIO(data)) as file:
+        return np.asarray(images.convert(images.upright(file), channels))
+
+
+def outcome(decode, *args):
+    """Shape and pixels, or what the error says, without the addresses of objects."""
+    try:
+        image = decode(*args)
+        return image.shape, image.tobytes()
+    except images.UNREADABLE as error:
+        return f"{type(error).__name__} {error}".partition(" object at")[0]
+
+
+def test_plain_files_take_a_short_way_to_the_pixels_of_pillow():
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((29, 18), Image.Resampling.BICUBIC)
+    grey, exif = colour.convert("L"), Image.Exif()
+    exif[images.ORIENTATION] = 6
+    forms = [("PNG", {}), ("PNG", {"compress_level": 0}), ("JPEG", {"quality": 95, "subsampling": 0, "comment": b"x"})]
+    forms += [("JPEG", {"progressive": True}), ("JPEG", {"restart_marker_blocks": 1}), ("JPEG", {"optimize": True})]
+    plain = [encode(image, form, **options) for image in (colour, grey) for form, options in forms]
+    assert all(images.plain(data) is not None for data in plain)
+    others = [encode(colour.convert(mode), "PNG") for mode in ("RGBA", "P", "1")]
+    others += [encode(grey, "PNG", transparency=0), encode(colour, "PNG", exif=exif), encode(colour, "WEBP")]
+    others += [encode(colour.convert("CMYK"), "JPEG"), encode(colour, "JPEG", exif=exif), b"", b"\xff\xd8\xff"]
+    assert all(images.plain(data) is None for data in others)
+    low = bytearray(plain[0])
+    low[23] -= 5  # of its height: the pixels suffice, the checksum of the header does not agree
+    woven = bytearray(plain[0])
+    woven[28] = 1  # of another order of rows, checksum and all
+    woven[29:33] = zlib.crc32(woven[12:29]).to_bytes(4)
+    damaged = [bytes(low), bytes(woven)]
+    for i in rng.integers(len(plain), size=600):  # a byte changed, bytes lost, the end lost
+        data, at = bytearray(plain[i]), rng.integers(min(len(plain[i]), 700))
+        if at % 3:
+            data[at] ^= 1 << rng.integers(8) if at % 2 else 255
+        else:
+            del data[at : at + 4 if at % 2 else None]
+        damaged.append(bytes(data))
+    assert 50 < sum(images.plain(data) is not None for data in damaged) < 550
+    for data in plain + others + damaged:
+        assert outcome(images.decode, data, None, 3) == outcome(by_pillow, data, 3)

@@ -310,7 +310,8 @@ def ratio(peer: Program, own: Program) -> float:
 
 def measure(case: Case, config: Config) -> dict[str, Any]:
     if config.dataset:
-        source = data.load(config.dataset, size=f"{case.shape[0]}x{case.shape[1]}", channels=case.shape[2])
+        size = f"{case.shape[0]}x{case.shape[1]}"  # and nothing kept: what is measured is decoding
+        source = data.load(config.dataset, size=size, channels=case.shape[2], cache_gb=0)
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (1024, *case.shape), np.uint8)
         source = sources.from_arrays("noise", pixels)

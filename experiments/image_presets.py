@@ -84,7 +84,6 @@ def _r3gan(gamma: float, **row: Any) -> dict[str, Any]:
 
 # Families at a width for a laptop; see `PUBLISHED` for the papers' own.
 TRAINED |= {
-    "sngan_mnist": SNGAN | {"dataset": "mnist", "size": "32", "width": 16, "steps": 1000, "steps_per_call": 10},
     "biggan_digits": BIGGAN | {"width": 16, "steps": 2000},
     "stylegan2_digits": STYLEGAN2
     | {"width": 64, "r1": (0.01,), "learning_rate": (2.5e-3,), "path_length": 2.0, "steps": 2000},

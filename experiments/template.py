@@ -59,7 +59,8 @@ def main(config: Config) -> None:
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
-    source = data.load(config.dataset, **{name: getattr(config, name) for name in chosen})
+    cache = loop.cache_dir() / "decoded"
+    source = data.load(config.dataset, cache=cache, **{name: getattr(config, name) for name in chosen})
     home, dtype = lookup.module("model", config.model, models, ("Generator", "Discriminator")), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),

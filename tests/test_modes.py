@@ -41,7 +41,7 @@ def test_spread_is_that_of_each_coordinate_whatever_else_is_wrong(scale):
     """Modes too narrow, half a σ off their places, with a tenth of the samples astray, and one twice as heavy."""
     rng = np.random.default_rng(1)
     n = 100_000
-    centres = RING + [0.005, 0]
+    centres = RING + np.array([0.005, 0])
     points = centres[np.maximum(rng.integers(-1, 8, n), 0)] + 0.01 * np.array(scale) * rng.normal(size=(n, 2))
     points[: n // 10] = 0
     found = modes(points, RING, 0.01)

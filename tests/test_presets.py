@@ -70,7 +70,6 @@ def test_families_on_two_devices_resume_and_sample(preset, tmp_path, capfd):
 COUNTS = {
     "biggan_cifar10": (4.30, 4.21),
     "biggan_imagenet128": (70.43, 87.98),
-    "stylegan2_cifar10": (20.21, 20.99),
     "stylegan2_ffhq256": (24.77, 24.00),
     "r3gan_cifar10": (20.78, 21.28),
     "r3gan_ffhq64": (22.43, 22.38),

@@ -1,6 +1,6 @@
 """Samples of a mixture of equal Gaussians -> which modes they found, how many lie in one, how evenly, how wide.
 
-The protocol of VEEGAN (arXiv:1705.07761, section 4.1) and PacGAN (arXiv:1712.04086, section 4.1), with 2,500 samples: one
+The protocol of VEEGAN (arXiv:1705.07761, section 4.1) and PacGAN (arXiv:1712.04086, section 4.1): of 2,500 samples, one
 is of high quality within 3σ of a mode, and a mode is found that has such a sample. It takes no notice of the
 width of a mode, so a generator of k points is perfect by it: `spread` is what they leave out.
 """

@@ -86,7 +86,7 @@ def _r3gan(gamma: float, **row: Any) -> dict[str, Any]:
 TRAINED |= {
     "biggan_digits": BIGGAN | {"width": 16, "steps": 2000},
     "stylegan2_digits": STYLEGAN2
-    | {"width": 64, "r1": (0.01,), "learning_rate": (2.5e-3,), "path_length": 2.0, "steps": 2000},
+    | {"width": 32, "r1": (0.001,), "learning_rate": (2.5e-3,), "batch_size": 32, "steps": 5000},
     "r3gan_digits": R3GAN
     | {
         "width": 48,

@@ -24,7 +24,7 @@ import optax
 from etils import epath
 from PIL import Image
 
-from jaxgan import adversarial, files, flags, loop, losses, penalties, report
+from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -84,10 +84,10 @@ class Config:
     seeds: int = option(5, "runs of each, in one program")
     seed: int = option(0, "the first of them")
     steps: int = option(20_000, "moves of the generator")
-    batch_size: int = option(128, "points a move")
-    width: int = option(64, "units of a layer of the generator; twice as many in the discriminator")
-    learning_rate: tuple[float, ...] = option((3e-3, 1e-4), "of both players: start,end, geometrically")
-    gamma: tuple[float, ...] = option((0.1, 1e-3), "of R1 and R2: start,end, geometrically")
+    batch_size: int = option(512, "points a move")
+    width: int = option(64, "units of a layer")
+    learning_rate: tuple[float, ...] = option((2e-3, 1e-5), "of both players: start,end, geometrically")
+    gamma: tuple[float, ...] = option((0.1, 1e-5), "of R1 and R2: start,end, geometrically")
     frames: int = option(20, "pictures of an animation")
 
 
@@ -116,14 +116,14 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """points (b, 2 pack) -> logits (b,)."""
 
-    width: int = 128
+    width: int = 64
     mixes_batch: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        for i in range(3):
+        for i in range(5):
             first = spread(0.5 if i == 0 else 0.1)  # kinks all over the plane
-            x = nn.leaky_relu(nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), bias_init=first)(x), 0.2)
+            x = nn.relu(nn.Dense(self.width, kernel_init=nn.initializers.he_normal(), bias_init=first)(x))
         return nn.Dense(1)(x)[:, 0]
 
 
@@ -137,12 +137,12 @@ def falling(values: tuple[float, ...], images: float) -> Callable[[jax.Array], j
 
 
 def make_game(config: Config, method: Method) -> tuple[adversarial.Pair, Game]:
-    pair = adversarial.Pair(Generator(width=config.width), Discriminator(2 * config.width), pack=method.pack)
+    pair = adversarial.Pair(Generator(width=config.width), Discriminator(config.width), pack=method.pack)
     total = config.steps * config.batch_size
-    rate = falling(config.learning_rate, total)
+    rate, beta2 = falling(config.learning_rate, total), schedule.anneal((0.9, 0.99), 0.9 * total)
 
     def adam(seen: jax.Array) -> optax.GradientTransformation:
-        return optax.adam(rate(seen), 0.0, 0.9 + 0.09 * jnp.minimum(seen / (0.9 * total), 1.0))
+        return optax.adam(rate(seen), 0.0, schedule.at(beta2, seen))
 
     game = adversarial.game(
         pair,

@@ -86,6 +86,7 @@ WALLS = {
     "jaxgan.penalties": ("jaxgan.models", "jaxgan.metrics", "jaxgan.game", "jaxgan.adversarial", *RUN, *DATA),
     "jaxgan.regularisers": ("jaxgan.models", "jaxgan.metrics", "jaxgan.game", "jaxgan.adversarial", *RUN, *DATA),
     "jaxgan.orthogonal": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN, *DATA),
+    "jaxgan.mmd": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN, *DATA),
     "jaxgan.augment": ("jaxgan.models", "jaxgan.metrics", "jaxgan.game", "jaxgan.adversarial", *RUN, *DATA),
     "jaxgan.game": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:], *RUN, *DATA),
     "jaxgan.adversarial": ("jaxgan.models", "jaxgan.metrics", *RUN, *DATA),

@@ -1,8 +1,8 @@
 """Samples of a mixture of equal Gaussians -> which modes they found, how many lie in one, how evenly, how wide.
 
-The protocol of VEEGAN (arXiv:1705.07761, section 4.1) and PacGAN (arXiv:1712.04086, section 4.1): of 2,500 samples, one
-is of high quality within 3σ of a mode, and a mode is found that has such a sample. It takes no notice of the
-width of a mode, so a generator of k points is perfect by it: `spread` is what they leave out.
+The protocol of VEEGAN (arXiv:1705.07761) and PacGAN (arXiv:1712.04086): of 2,500 samples, one is of high quality within
+3σ of a mode, and a mode is found that has such a sample. It takes no notice of the width of a mode, so a generator of k
+points is perfect by it: `spread` is what they leave out.
 """
 
 import math
@@ -20,9 +20,7 @@ class Modes(NamedTuple):
     found: int  # modes with a sample within 3σ
     high_quality: float  # share of the samples within 3σ of a mode; for points of the plane at best 1 - e^-4.5 = 0.9889
     reverse_kl: float  # nats, of the histogram of these over the modes; log k, the worst, where there are none
-    spread: (
-        np.ndarray
-    )  # (d,) standard deviation inside the modes over the true one; 0 where there is nothing to measure
+    spread: np.ndarray  # (d,) standard deviation inside the modes over the true one; 0 where none is found
     counts: np.ndarray  # (k,) samples of high quality
 
 

@@ -211,7 +211,7 @@ def plain(found: Modes) -> dict[str, float]:
         "found": found.found,
         "high_quality": found.high_quality,
         "reverse_kl": found.reverse_kl,
-        "spread": float(np.min(found.spread)),  # of the narrower coordinate
+        "spread": float(np.mean(found.spread)),
     }
 
 

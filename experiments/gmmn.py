@@ -44,6 +44,7 @@ class Config(Common):
     ema: tuple[float, ...] = option((), "half-life of the generator's average, in images; empty: none")
     ae_widths: tuple[int, ...] = option((1024, 32), "units of the autoencoder's encoder, the last its code")
     ae_dropout: tuple[float, ...] = option((0.2, 0.5), "dropout of what each layer of the encoder sees")
+    ae_noise: float = option(0.2, "standard deviation of noise on the codes, in [0, 1], which the decoder is to bear")
     ae_steps: int = option(3000, "training steps of the autoencoder")
     ae_batch_size: int = option(100, "images of such a step")
     ae_learning_rate: tuple[float, ...] = option((1e-3, 1e-5), "of the autoencoder's Adam: one value, or start,end")
@@ -84,6 +85,8 @@ def check(config: Config, devices: int) -> None:
         raise InputError(f"--ae_dropout={rates}: expected {len(config.ae_widths)} rates, one a layer of --ae_widths")
     if not all(0 <= rate < 1 for rate in config.ae_dropout):
         raise InputError(f"--ae_dropout={rates}: expected rates from 0 to less than 1")
+    if config.ae_noise < 0:
+        raise InputError(f"--ae_noise={config.ae_noise}: expected 0 or more")
     if config.anneal_images <= 0:
         raise InputError(f"--anneal_images={config.anneal_images}: expected more than 0")
     if config.ae_batch_size % devices:
@@ -204,7 +207,7 @@ def main(config: Config) -> None:
     check(config, len(devices))
     images = load(config)
     shape, dtype = images.train.shape, jnp.dtype(config.dtype)
-    model = Autoencoder(shape, config.ae_widths, config.ae_dropout, dtype)
+    model = Autoencoder(shape, config.ae_widths, config.ae_dropout, config.ae_noise, dtype)
     decoder = config.ae_widths[::-1] if config.space == "codes" else ()
     generator = Generator(shape, latent=config.latent, widths=config.widths, decoder_widths=decoder, dtype=dtype)
     example = {"image": np.zeros((1, *shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}

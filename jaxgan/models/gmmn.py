@@ -52,11 +52,16 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """images (b, *shape) in [-1, 1] -> logits of their pixels (b, *shape), by way of a code (section 3.2)."""
+    """images (b, *shape) in [-1, 1] -> logits of their pixels (b, *shape), by way of a code (section 3.2).
+
+    noise: standard deviation of Gaussian noise on the code in training, which the paper has none of. It drives codes
+      apart, and the decoder learns to make much the same image of codes near by, such as a generator's.
+    """
 
     shape: tuple[int, int, int]
     widths: Sequence[int] = (1024, 32)
     dropout: Sequence[float] = (0.2, 0.5)
+    noise: float = 0.0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -64,7 +69,10 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(self.shape, tuple(self.widths)[::-1], self.dtype)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        return self.decoder(self.encoder(images, train))
+        codes = self.encoder(images, train)
+        if train and self.noise:
+            codes = codes + self.noise * jax.random.normal(self.make_rng("noise"), codes.shape)
+        return self.decoder(codes)
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Codes (b, widths[-1]), without dropout."""

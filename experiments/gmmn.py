@@ -62,8 +62,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "bandwidths": (2.0, 5.0, 10.0, 20.0, 40.0, 80.0),
         "batch_size": 1000,
     },
-    # The same of codes: 784-1024-32-1024-784, sigmoid units, dropout in the encoder, one bandwidth.
-    "gmmn_ae_mnist": {"dataset": "mnist", "test_split": "test", "batch_size": 1000},
+    # The same of codes: 784-1024-32-1024-784, sigmoid units, dropout in the encoder. The rates, the
+    # bandwidths and the noise on the codes are ours.
+    "gmmn_ae_mnist": {
+        "dataset": "mnist",
+        "test_split": "test",
+        "bandwidths": (0.5, 1.0, 2.0, 4.0),
+        "batch_size": 1000,
+        "learning_rate": (3e-3, 3e-5),
+        "anneal_images": 3e6,
+        "steps": 3000,
+        "ae_steps": 10_000,
+    },
 }
 
 

@@ -82,6 +82,7 @@ class Config(Common):
     augment_probability: tuple[float, ...] = option((1.0,), "of an image: one value, or start,end")
     ada_target: float = option(0.0, "adapt that probability until E sign D(real) is this (ADA: 0.6); 0: do not")
     ada_images: float = option(500_000.0, "images in which an adaptive probability may rise from 0 to 1")
+    instance_noise: tuple[float, ...] = option((), "its standard deviation: none, one value, or start,end")
     pack: int = option(1, "images that the discriminator judges at once (PacGAN)")
     unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
@@ -105,7 +106,7 @@ def check(config: Config, devices: int) -> None:
         if getattr(config, name) < (name in ones):
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {int(name in ones)}")
     needed = ("learning_rate", "beta2", "augment_probability")
-    optional = ("gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "consistency", "ema")
+    optional = ("gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "consistency", "instance_noise", "ema")
     for name in (*needed, *optional):
         values = getattr(config, name)
         if len(values) > 2 or (name in needed and not values):
@@ -156,6 +157,7 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
         conditional=config.conditional,
         auxiliary=config.auxiliary > 0,
         augment=augmentation(config, shape[2]),
+        noise=schedule.anneal(config.instance_noise or (0.0,), config.anneal_images),
         pack=config.pack,
         remat=config.remat,
     )

@@ -57,7 +57,7 @@ MIXTURES = {"ring": _ring(), "grid": _grid()}
 
 
 class Method(NamedTuple):
-    """What differs between the methods. Networks, Adam (β1 0) and the falling rate are the same for all of them."""
+    """What differs between the methods. Networks, Adam (β1 0), the falling rate and the number of moves are the same."""
 
     loss: losses.Loss
     pack: int = 1
@@ -85,8 +85,8 @@ class Config:
     methods: tuple[str, ...] = option(tuple(METHODS), "ways to play", tuple(METHODS), resumable=True)
     seeds: int = option(5, "runs of each, in one program")
     seed: int = option(0, "the first of them")
-    steps: int = option(20_000, "moves of the generator")
-    batch_size: int = option(512, "points a move")
+    steps: int = option(10_000, "pairs of moves; fewer where a step has more than two of them")
+    batch_size: int = option(1024, "points a move")
     width: int = option(64, "units of a layer")
     learning_rate: tuple[float, ...] = option((2e-3, 1e-5), "of both players: start,end, geometrically")
     gamma: tuple[float, ...] = option((0.1, 1e-5), "of R1 and R2: start,end, geometrically")
@@ -138,9 +138,14 @@ def falling(values: tuple[float, ...], images: float) -> Callable[[jax.Array], j
     return lambda seen: start * (end / start) ** jnp.minimum(seen / images, 1.0)
 
 
+def steps_of(config: Config, method: Method) -> int:
+    """As many moves for every method."""
+    return max(1, 2 * config.steps // (1 + method.disc_steps))
+
+
 def make_game(config: Config, method: Method) -> tuple[adversarial.Pair, Game]:
     pair = adversarial.Pair(Generator(width=config.width), Discriminator(config.width), pack=method.pack)
-    total = config.steps * config.batch_size
+    total = steps_of(config, method) * config.batch_size
     rate, beta2 = falling(config.learning_rate, total), schedule.anneal((0.9, 0.99), 0.9 * total)
 
     def adam(seen: jax.Array) -> optax.GradientTransformation:
@@ -192,9 +197,9 @@ def train(config: Config, mixture: Mixture, method: Method) -> tuple[np.ndarray,
     keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
     state = jax.jit(jax.vmap(lambda key: game.init(key, example)))(keys)
     start = time.monotonic()
-    shown, done = [np.asarray(sample(state, SHOWN))[0]], 0
+    shown, done, steps = [np.asarray(sample(state, SHOWN))[0]], 0, steps_of(config, method)
     for i in range(1, config.frames + 1):
-        now = config.steps * i // config.frames
+        now = steps * i // config.frames
         state, done = advance(state, now - done), now
         shown.append(np.asarray(sample(state, SHOWN))[0])
     return np.asarray(sample(state, SAMPLES["many"])), shown, time.monotonic() - start

@@ -54,6 +54,8 @@ class Pair:
     conditional: both see the class label; generated images get the labels of the real ones drawn with them.
     auxiliary: the discriminator does not see the label, it tells it: its output holds class logits beside the first.
     augment: applied to whatever the discriminator sees, in both players' losses, after penalties took their gradient.
+    noise: standard deviation of the normal noise that is then added (instance noise, arXiv:1610.04490, section 3): a
+      number, or a function of the images seen. It gives both distributions the same support while it lasts.
     pack: the discriminator judges so many images at once, side by side in the channels (PacGAN, arXiv:1712.04086); its
       `shape` has as many times the channels.
     remat: keep of each pass only what the networks have named "block", and compute the rest again for its gradient:
@@ -65,6 +67,7 @@ class Pair:
     conditional: bool = False
     auxiliary: bool = False
     augment: Augment | None = None
+    noise: float | Callable[[jax.Array], jax.Array] = 0.0
     pack: int = 1
     remat: bool = False
 
@@ -100,6 +103,9 @@ class Pair:
         def score(variables, images):
             if self.augment is not None:
                 images = self.augment.apply(image_keys(aug_key, rows), images, self.probability(variables, state))
+            if callable(self.noise) or self.noise:
+                normal = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))
+                images = images + at(self.noise, state.seen) * normal(image_keys(jax.random.fold_in(aug_key, 1), rows))
             images = packed(images, self.pack)
             return _apply(self.discriminator, params, variables, noise_key, batch, images, label, remat=self.remat)
 

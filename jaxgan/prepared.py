@@ -128,6 +128,11 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
         )
     try:
         builder.download_and_prepare(download_config=config, file_format=FORMAT)
+    except tfds.download.download_manager.NonMatchingChecksumError as error:
+        raise InputError(
+            f"cannot prepare {name}: a file is not the original of that name, by its SHA-256"
+            + (f"; look at --manual_dir={manual_dir}" if manual_dir else "; it may be damaged, or its source changed")
+        ) from error
     except (OSError, tfds.download.DownloadError, AssertionError) as error:
         # requests' errors are OSErrors, and a missing manual file is an AssertionError
         reason = " ".join(str(error).split())[:200]

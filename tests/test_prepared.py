@@ -163,3 +163,15 @@ def test_the_identity_of_a_prepared_set(prepared_digits, tmp_path):
     again = sources.Kept(dataclasses.replace(source, read=None), tmp_path / "digits.decoded").whole()
     np.testing.assert_array_equal(first["image"], again["image"])
     np.testing.assert_array_equal(first["label"], again["label"])
+
+
+def test_files_that_are_not_the_originals(monkeypatch, tmp_path):
+    """Fashion-MNIST's files have the names of MNIST's."""
+    import tensorflow_datasets as tfds
+
+    def refuse(self, **options):
+        raise tfds.download.download_manager.NonMatchingChecksumError("Artifact ...")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    with pytest.raises(InputError, match=r"cannot prepare stacked_mnist: .* SHA-256; look at --manual_dir="):
+        prepared.load("stacked_mnist", "train", tmp_path, tmp_path, None, "center", 0)

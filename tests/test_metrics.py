@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 from jaxgan import data
-from jaxgan.metrics import judge
+from jaxgan.metrics import classify, judge
 from jaxgan.metrics.frechet import Moments, distance, moments
 
 SAMPLES = 500
@@ -169,7 +169,7 @@ def test_the_cache_gives_the_same_numbers(trained, digits, real, cache, monkeypa
     images, _ = real
     (file,) = cache.iterdir()
     assert file.name.startswith("classifier-")
-    monkeypatch.setattr(judge, "_train", no_training)
+    monkeypatch.setattr(classify, "train", no_training)
     again = judge.train(digits, SAMPLES, cache)
     assert (again.accuracy, again.halves) == (trained.accuracy, trained.halves)
     assert again(images[:100]) == trained(images[:100])
@@ -206,7 +206,7 @@ def test_a_damaged_cache_is_ignored_and_mended(trained, digits, cache, tmp_path,
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     calls = []
-    monkeypatch.setattr(judge, "_train", lambda *_: calls.append(1) or trained.params)
+    monkeypatch.setattr(classify, "train", lambda *_: calls.append(1) or trained.params)
     for count, (kind, broken) in enumerate(damages(whole).items(), 1):
         (tmp_path / file.name).write_bytes(broken)
         again = judge.train(digits, SAMPLES, tmp_path)
@@ -217,7 +217,7 @@ def test_a_damaged_cache_is_ignored_and_mended(trained, digits, cache, tmp_path,
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(trained, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "_train", lambda *_: trained.params)
+    monkeypatch.setattr(classify, "train", lambda *_: trained.params)
     (tmp_path / "file").write_text("in the way")
     assert judge.train(digits, SAMPLES, tmp_path / "file" / "cache").halves == trained.halves
     assert judge.train(digits, SAMPLES).halves == trained.halves
@@ -240,9 +240,9 @@ def turned(images, labels, originals):
 
 def test_unlabelled_images_are_judged_by_rotations(digits, tmp_path, monkeypatch):
     image = digits.read(np.arange(1000))["image"]
-    learn, seen = judge._train, []
-    monkeypatch.setattr(judge, "STEPS", 150)
-    monkeypatch.setattr(judge, "_train", lambda *given: seen.append(given) or learn(*given))
+    learn, seen = classify.train, []
+    monkeypatch.setattr(classify, "STEPS", 150)
+    monkeypatch.setattr(classify, "train", lambda *given: seen.append(given) or learn(*given))
     found = judge.train(unlabelled(image), 300, tmp_path)
     ((_, images, labels),) = seen
     assert images.shape == (1000 - held_out(1000), 8, 8, 1) and set(labels.tolist()) == {0, 1, 2, 3}
@@ -254,7 +254,7 @@ def test_unlabelled_images_are_judged_by_rotations(digits, tmp_path, monkeypatch
     assert score.keys() == {"distance", "halves"} and score["distance"] == pytest.approx(0, abs=1e-3)
     noise = np.random.default_rng(0).uniform(-1, 1, floats.shape).astype(np.float32)
     assert found(noise)["distance"] > 10 * found.halves > 0
-    monkeypatch.setattr(judge, "_train", no_training)
+    monkeypatch.setattr(classify, "train", no_training)
     assert judge.train(unlabelled(image), 300, tmp_path)(floats) == score
 
 
@@ -268,7 +268,7 @@ def test_every_turn_is_learnt_and_held_out_alike(digits, width, turns, monkeypat
         seen.append((images, labels))
         return classifier.init(jax.random.key(0), images[:1].astype(np.float32))
 
-    monkeypatch.setattr(judge, "_train", learn)
+    monkeypatch.setattr(classify, "train", learn)
     judge.train(unlabelled(image), 20)
     ((images, labels),) = seen
     assert images.shape == (420 - held_out(420), 8, width, 1) and turned(images, labels, image)

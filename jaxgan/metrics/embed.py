@@ -1,0 +1,128 @@
+"""What metrics see of images: the features, and where it has classes the logits, of one network, on every device.
+
+    network = classifier(source, cache)                 # or inception(weights), pixels(shape)
+    real = embed(network, parts_of(source), devices)    # Embedded: features (n, d), logits (n, k)
+
+Generated images are rounded to whole grey levels first (`to_uint8`), as every published protocol that goes by files
+does: both sides have been through the same quantisation.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgan.data import to_float
+from jaxgan.errors import InputError
+from jaxgan.sources import Source
+
+AHEAD = 2  # batches on the devices while the host collects results
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A pure function of parameters and images, and what tells it from others.
+
+    function: (params, images (b, h, w, c) in [-1, 1]) -> features (b, d), and logits (b, k) or None.
+    digest: of the weights and of all that happens to an image, so that stored features are never those of another.
+    labelled: whether the k classes are those of the data set, so that a sample can be of the class that was asked for.
+    """
+
+    name: str
+    digest: str
+    function: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
+    params: Any = None
+    labelled: bool = False
+    batch: int = 256
+
+
+class Embedded(NamedTuple):
+    features: np.ndarray  # (n, d) float32
+    logits: np.ndarray | None  # (n, k) float32
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> 0 to 255, rounded."""
+    if images.dtype == np.uint8:
+        return images
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def pixels(shape: tuple[int, int, int]) -> Network:
+    """The pixels themselves, in [-1, 1]: what it costs nothing to have, and tells little of large images."""
+    return Network("pixels", f"pixels-{'x'.join(map(str, shape))}", _flat)
+
+
+def _flat(params: Any, images: jax.Array) -> tuple[jax.Array, None]:
+    return images.reshape(images.shape[0], -1), None
+
+
+def parts_of(source: Source, rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
+    """Real images uint8 (b, h, w, c), in the order of `rows`."""
+    for start in range(0, len(rows), size):
+        yield source.read(rows[start : start + size])["image"]
+
+
+def embed(network: Network, parts: Iterable[np.ndarray], devices: Sequence[jax.Device] | None = None) -> Embedded:
+    """All images of `parts`, uint8 (b, h, w, c) or float in [-1, 1], a batch at a time over the devices.
+
+    The same for any division into parts. InputError for no images at all.
+    """
+    devices = list(devices or jax.devices()[:1])
+    mesh = Mesh(np.asarray(devices), ("data",))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    size = -(-network.batch // len(devices)) * len(devices)
+    params = jax.device_put(network.params, whole)
+    pending: collections.deque[tuple[Any, int]] = collections.deque()
+    features, logits = [], []
+
+    def collect() -> None:
+        found, count = pending.popleft()
+        for kept, x in zip((features, logits), jax.device_get(found), strict=True):
+            if x is not None:
+                kept.append(x[:count])
+
+    for batch, count in batches(parts, size):
+        pending.append((_apply(network.function, params, jax.device_put(batch, split)), count))
+        if len(pending) > AHEAD:
+            collect()
+    while pending:
+        collect()
+    if not features:
+        raise InputError("no images to evaluate; expected at least one")
+    return Embedded(np.concatenate(features), np.concatenate(logits) if logits else None)
+
+
+def batches(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """uint8 (size, h, w, c) and how many of them count: the last is filled up, so that one program does for all."""
+    held: list[np.ndarray] = []
+    for part in parts:
+        held.append(to_uint8(part))
+        while sum(map(len, held)) >= size:
+            joined = np.concatenate(held)
+            yield joined[:size], size
+            held = [joined[size:]]
+    rest = np.concatenate(held) if held else np.zeros(0)
+    if len(rest):
+        yield rest[np.minimum(np.arange(size), len(rest) - 1)], len(rest)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(function: Callable, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    with jax.default_matmul_precision("highest"):
+        return function(params, to_float(images))
+
+
+def digest(tree: Any, *how: Any) -> str:
+    """Of weights, their names, and whatever else matters: 24 hexadecimal digits."""
+    code = hashlib.sha256(repr(how).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        code.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        code.update(np.ascontiguousarray(leaf).tobytes())
+    return code.hexdigest()[:24]

@@ -91,6 +91,24 @@ TRAINED |= {
 
 # Not yet trained to its end.
 BEGUN: Rows = {
+    # Three digits in three channels, by DCGAN with R3GAN's loss, penalties and schedules.
+    "dcgan_stacked_mnist": {
+        "dataset": "stacked_mnist",
+        "width": 32,
+        "disc_batch_norm": False,
+        "loss": "relativistic",
+        "r1": (0.3, 0.03),
+        "r2": (0.3, 0.03),
+        "beta1": 0.0,
+        "beta2": (0.9, 0.99),
+        "learning_rate": (2e-4, 5e-5),
+        "ema": (0.0, 2e4),
+        "anneal_images": 1.6e6,
+        "metrics": ("modes",),
+        "eval_samples": 26_000,
+        "eval_every": 2000,
+        "steps": 28_000,
+    },
     "r3gan_digits": R3GAN
     | {
         "width": 48,

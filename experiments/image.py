@@ -38,15 +38,14 @@ from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
-from jaxgan.metrics import coverage
+from jaxgan.metrics import coverage, embed, measure, reference
 from jaxgan.metrics import judge as quality
 from jaxgan.metrics.diagnose import Diagnosis, held_out
+from jaxgan.metrics.measure import METRICS
 from jaxgan.trained import Trained, network
 
-BEST = {
-    "distance": "eval/distance",
-    "modes": "eval/reverse_kl",
-}  # --metrics, and the figure that tells the best by each
+# --metrics, and the figure that tells the best checkpoint by each.
+BEST = {"distance": "distance", "modes": "reverse_kl"} | {name: metric.best for name, metric in METRICS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +92,8 @@ class Config(Common):
         "what evaluations measure, the best checkpoint by the first: modes is for stacked digits",
         tuple(BEST),
     )
+    features: str = option("classifier", "what fid, kid ... see: classifier, inception, pixels, pkg.module:name")
+    inception_weights: str = option("", "Inception's weights; empty: those in the cache folder", resumable=True)
     diagnose: bool = option(False, "say how the training does; a set without a test split holds out a tenth for it")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
     remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
@@ -266,9 +267,15 @@ def trained(pair: adversarial.Pair, state: State) -> Trained:
 
 
 def evaluation(
-    config: Config, pair: adversarial.Pair, game: Game, source: data.Source, held: data.Source | None
+    config: Config, pair: adversarial.Pair, game: Game, source: data.Source, held: data.Source | None, devices: list
 ) -> Callable[[State], dict[str, float]]:
     """What --metrics and --diagnose measure of a state; classifiers are trained, or found, when first needed."""
+
+    @functools.cache
+    def classes() -> np.ndarray:
+        """As frequent as in the data."""
+        rows = np.random.default_rng(0).permutation(source.num_examples)[: quality.REFERENCE]
+        return np.resize(source.read(rows)["label"], config.eval_samples)
 
     @functools.cache
     def judge() -> quality.Judge:
@@ -283,6 +290,12 @@ def evaluation(
         return modes
 
     @functools.cache
+    def real() -> tuple[embed.Network, reference.Reference]:
+        cache = loop.cache_dir()
+        network = embed.named(config.features, source, judge, cache, config.inception_weights)
+        return network, reference.reference(network, source, 0, cache, devices)
+
+    @functools.cache
     def diagnosis() -> Diagnosis:
         assert held is not None
         return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
@@ -290,14 +303,25 @@ def evaluation(
     def evaluate(state: State) -> dict[str, float]:
         scores: dict[str, float] = {}
         if config.metrics:
-            real = judge().labels if "distance" in config.metrics else None
-            labels = np.resize(real, config.eval_samples) if config.conditional and real is not None else None
+            labels = classes() if config.conditional else None
             images = trained(pair, state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
             scores |= judge()(images) if "distance" in config.metrics else {}
             scores |= modes()(images) if "modes" in config.metrics else {}
+            if others := [name for name in config.metrics if name in METRICS]:
+                network, known = real()
+                seen = embed.embed(network, [images], devices)
+                scores |= measure.measure(others, known, seen, network, labels)
         return scores | (diagnosis()(state) if config.diagnose else {})
 
     return evaluate
+
+
+def best(config: Config) -> str | None:
+    """The figure whose best checkpoint is kept."""
+    if not (config.eval_every and config.metrics):
+        return None
+    sign, colon, name = BEST[config.metrics[0]].rpartition(":")
+    return f"{sign}{colon}eval/{name}"
 
 
 def tell(what: str, accuracy: float) -> None:
@@ -352,8 +376,8 @@ def main(config: Config) -> None:
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
         },
         sample=sample,
-        evaluate=evaluation(config, pair, game, source, held),
-        best=BEST[config.metrics[0]] if config.eval_every and config.metrics else None,
+        evaluate=evaluation(config, pair, game, source, held, devices),
+        best=best(config),
     )
 
 

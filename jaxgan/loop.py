@@ -59,7 +59,7 @@ def run(
     """Trains to `config.steps` and returns the last state.
 
     example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
-    best: an evaluated metric whose best checkpoint is kept too.
+    best: an evaluated metric whose best checkpoint is kept too, the one with the least; of "max:name" with the most.
     """
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
@@ -123,7 +123,8 @@ def run(
                 with log.paused():
                     save(checkpoints, step, state, scores)
     seconds = time.monotonic() - started
-    ending = f", {best} {scores[best]:.2f}" if best and best in scores else ""
+    shown = best.rpartition(":")[2] if best else ""
+    ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
     print(
         f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
         f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"

@@ -1,6 +1,6 @@
 """What metrics see of images: the features, and where it has classes the logits, of one network, on every device.
 
-    network = classifier(source, cache)                 # or inception(weights), pixels(shape)
+    network = classifier(judge)                          # or inception(weights), pixels(shape)
     real = embed(network, parts_of(source), devices)    # Embedded: features (n, d), logits (n, k)
 
 Generated images are rounded to whole grey levels first (`to_uint8`), as every published protocol that goes by files
@@ -11,17 +11,23 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgan import lookup
 from jaxgan.data import to_float
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, unknown
+from jaxgan.metrics.judge import Judge
 from jaxgan.sources import Source
 
+FEATURES = ("classifier", "inception", "pixels")
 AHEAD = 2  # batches on the devices while the host collects results
 
 
@@ -63,6 +69,44 @@ def _flat(params: Any, images: jax.Array) -> tuple[jax.Array, None]:
     return images.reshape(images.shape[0], -1), None
 
 
+def named(
+    name: str,
+    source: Source,
+    judge: Callable[[], Judge],
+    cache: epath.PathLike,
+    weights: str = "",
+    resize: str = "tensorflow",
+) -> Network:
+    """The network of --features: `classifier` (of `judge`), `inception`, `pixels`, or a Network `pkg.module:name`.
+
+    weights, resize: of Inception (`inception`).
+    """
+    if name == "classifier":
+        return classifier(judge())
+    if name == "inception":
+        return inception(weights or None, cache, resize)
+    if name == "pixels":
+        return pixels(source.shape)
+    if ":" not in name:
+        raise unknown("features", name, FEATURES, "or your own: pkg.module:name")
+    return lookup.member("features", name, sys.modules[__name__], Network)
+
+
+def classifier(judge: Judge) -> Network:
+    """The last hidden layer of a classifier of the data set itself: for images that are none of ImageNet's."""
+    told = digest(judge.params, judge.classifier)
+    return Network("classifier", told, _classifies(judge.classifier), judge.params, judge.labels is not None)
+
+
+@functools.cache
+def _classifies(module: nn.Module) -> Callable:
+    def function(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, features = module.apply(params, images)
+        return features, logits
+
+    return function
+
+
 def parts_of(source: Source, rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
     """Real images uint8 (b, h, w, c), in the order of `rows`."""
     for start in range(0, len(rows), size):
@@ -80,7 +124,8 @@ def embed(network: Network, parts: Iterable[np.ndarray], devices: Sequence[jax.D
     size = -(-network.batch // len(devices)) * len(devices)
     params = jax.device_put(network.params, whole)
     pending: collections.deque[tuple[Any, int]] = collections.deque()
-    features, logits = [], []
+    features: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
 
     def collect() -> None:
         found, count = pending.popleft()

@@ -1,0 +1,295 @@
+"""Measures finished runs, or any sets of images, against real images: one line each, in a table and as JSON.
+
+    python -m experiments.evaluate --run=runs/digits,runs/biggan --metrics=all
+    python -m experiments.evaluate --run=runs/cifar --features=inception --metrics=fid,kid,is --num=50000
+    python -m experiments.evaluate --samples=folder:images --dataset=mnist --metrics=fid,precision_recall
+    python -m experiments.evaluate --samples=folder:theirs,folder:ours --dataset=folder:real --repeats=5
+
+Features are those of a classifier trained on the real set, unless --features says otherwise; figures in different
+features, or of different numbers of samples, do not compare. --repeats=5 gives intervals, over samples of five seeds.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxgan import data, files, flags, images, loop, report, trained
+from jaxgan.config import Common
+from jaxgan.errors import InputError, unknown
+from jaxgan.flags import option
+from jaxgan.metrics import cas, coverage, embed, judge, measure, parzen, repeats, smoothness
+from jaxgan.metrics.reference import Reference, reference
+
+# Beside the metrics of features: those that look at the images, or ask the generator.
+OWN = ("cas", "modes", "parzen", "ppl")
+CHOICES = (*measure.METRICS, *OWN)
+PATHS = 2000  # of perceptual path length
+SHOWN = 32  # samples beside their nearest real image
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    run: tuple[str, ...] = option((), "directories of runs to sample from")
+    samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE or a name")
+    dataset: str = option("", "the real images; empty: those that the run was trained on")
+    split: str = option("train", "of the real images")
+    test_split: str = option("test", "of the real images that neither training has seen, for cas and parzen")
+    data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
+    manual_dir: str = option("", "original files from which TFDS prepares a data set")
+    size: str = option("", "resize all images to 64 or 48x64; empty: as they are, or as the run saw them")
+    crop: str = option("center", "where the aspect ratio of --size differs: cut the centre, or stretch", images.CROPS)
+    channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
+    metrics: tuple[str, ...] = option(
+        ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
+    )
+    features: str = option("classifier", "what metrics see: classifier, inception, pixels, or your own pkg.module:name")
+    inception_weights: str = option("", "the weights of Inception; empty: those in the cache folder")
+    resize: str = option("tensorflow", "how Inception's images are resized: as in 2015, or antialiased (clean-fid)")
+    num: int = option(10_000, "samples of a run; of a set of images all, at most so many")
+    reference_images: int = option(0, "real images; 0: all")
+    repeats: int = option(1, "times to sample, with seeds of their own, for intervals")
+    seed: int = option(0, "the first of them")
+    truncation: float | None = option(None, "largest |z|, or ψ of a style generator")
+    step: int | None = option(None, "the checkpoint of the run to take; none: the newest")
+    devices: int = option(0, "devices to use; 0: all")
+    allow_code: bool = option(False, "run code from outside jaxgan, if a run names a network there")
+    out: str = option("", "a file.json for the figures; file.png: samples beside their nearest real images")
+
+
+class Samples(NamedTuple):
+    images: np.ndarray  # uint8 (n, h, w, c)
+    labels: np.ndarray | None  # (n,) the classes that were asked for
+
+
+class Subject(NamedTuple):
+    """What is measured: draws of samples by seed, and the generator where there is one."""
+
+    name: str
+    draw: Callable[[int], Samples]
+    gan: trained.Trained | None
+
+
+class Real(NamedTuple):
+    source: data.Source
+    network: embed.Network
+    reference: Reference
+    test: Callable[[], data.Source]
+
+
+def check(config: Config) -> None:
+    if bool(config.run) == bool(config.samples):
+        raise InputError("expected either --run=runs/digits or --samples=folder:images, several with commas")
+    for name, least in {"num": 2, "repeats": 1, "reference_images": 0, "seed": 0}.items():
+        if getattr(config, name) < least:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    if not config.metrics:
+        raise InputError("--metrics= is empty; expected at least one")
+    if config.samples and not config.dataset:
+        raise InputError("--samples need --dataset, the real images; for example --dataset=mnist or folder:DIR")
+    if config.samples and config.repeats > 1:
+        raise InputError(f"--repeats={config.repeats} of --samples: a set of images is the same each time")
+    if config.out and not config.out.endswith(".json"):
+        raise InputError(f"--out={config.out}: expected a name that ends in .json")
+    if config.features not in embed.FEATURES and ":" not in config.features:
+        raise unknown("features", config.features, embed.FEATURES, "or your own: pkg.module:name")
+    if not 0 <= config.devices <= len(jax.devices()):
+        raise InputError(f"--devices={config.devices}, but this machine has {len(jax.devices())}")
+
+
+# --- what is measured
+
+
+def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
+    """A run's generator, and the flags of its data."""
+    gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
+    stored = flags.read(epath.Path(run).expanduser()).get("config", {})
+
+    def draw(seed: int) -> Samples:
+        labels = gan.labels(None, config.num)
+        parts = gan.batches(gan.latents(jax.random.key(seed), config.num), labels)
+        return Samples(np.concatenate([embed.to_uint8(part) for part in parts]), labels)
+
+    return Subject(run, draw, gan), stored
+
+
+def of_images(config: Config, name: str) -> Subject:
+    source = load(config, {}, name, "train")
+    rows = np.random.default_rng(config.seed).permutation(source.num_examples)[: config.num]
+    found = source.read(rows)
+    labels = found["label"] if source.num_classes > 1 else None
+    return Subject(name, lambda seed: Samples(found["image"], labels), None)
+
+
+def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.Source:
+    """Images by the flags given, or else as the run saw them."""
+
+    def given(flag: str) -> Any:
+        return getattr(config, flag) or stored.get(flag, getattr(config, flag))
+
+    places = {flag: given(flag) or None for flag in ("data_dir", "manual_dir")}
+    cache = loop.cache_dir() / "decoded"
+    return data.load(
+        name, split, size=given("size"), crop=config.crop, channels=given("channels"), cache=cache, **places
+    )
+
+
+def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
+    name = config.dataset or stored.get("dataset", "")
+    if not name:
+        raise InputError("the run names no data set; expected --dataset with it")
+    source = load(config, stored, name, config.split)
+    judge = functools.partial(judged, source)
+    network = embed.named(config.features, source, judge, loop.cache_dir(), config.inception_weights, config.resize)
+    made = reference(network, source, config.reference_images, loop.cache_dir(), devices)
+    return Real(source, network, made, lambda: load(config, stored, name, config.test_split))
+
+
+def judged(source: data.Source) -> judge.Judge:
+    found = judge.train(source, 1000, loop.cache_dir())
+    kind = "labels" if found.labels is not None else "rotations"
+    print(f"a classifier tells the {kind} of held-out real images with {found.accuracy:.1%} accuracy", file=sys.stderr)
+    return found
+
+
+# --- the metrics that are not of features
+
+
+def accuracy_score(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
+    if samples.labels is None or real.source.num_classes < 2:
+        raise InputError("metric 'cas' needs labelled samples and real images: a conditional generator")
+    test = data.read_all(real.test())
+    found = cas.score(samples.images, samples.labels, test["image"], test["label"], real.source.num_classes, seed)
+    return {"cas": found.accuracy}
+
+
+def mode_counts(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
+    found = coverage.train(real.source, loop.cache_dir())(samples.images.astype(np.float32) / 127.5 - 1)
+    return {name: found[name] for name in ("modes", "reverse_kl")}
+
+
+def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
+    train, test = (
+        source.read(np.arange(min(source.num_examples, 10_000)))["image"].astype(np.float32) / 255
+        for source in (real.source, real.test())
+    )
+    window = parzen.evaluate(samples.images.astype(np.float32) / 255, train, test)
+    return {"parzen": window.mean, "parzen_error": window.error}
+
+
+def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
+    if subject.gan is None:
+        raise InputError("metric 'ppl' needs a generator: --run")
+    gan, n = subject.gan, PATHS
+    see = jax.jit(lambda params, images: real.network.function(params, images)[0])
+    keys = jax.random.split(jax.random.key(seed), 3)
+    found = smoothness.path_length(
+        lambda z: np.concatenate([see(real.network.params, part) for part in gan.batches(z)]),
+        (gan.latents(keys[0], n), gan.latents(keys[1], n)),
+        keys[2],
+    )
+    return {"ppl": found.mean, "ppl_error": found.error}
+
+
+FUNCTIONS = {"cas": accuracy_score, "modes": mode_counts, "parzen": likelihood, "ppl": path_length}
+
+
+# --- the table
+
+
+def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> list[dict[str, float]]:
+    """The figures of each repeat."""
+    rows = []
+    for seed in range(config.seed, config.seed + config.repeats):
+        samples = subject.draw(seed)
+        if samples.images.shape[1:] != real.source.shape:
+            raise InputError(
+                f"{subject.name} has images {samples.images.shape[1:]}, {real.source.name} {real.source.shape}; "
+                "--size and --channels make them equal"
+            )
+        seen = embed.embed(real.network, [samples.images], devices)
+        everything = "all" in config.metrics
+        row: dict[str, float] = {}
+        for name in CHOICES if everything else config.metrics:
+            try:
+                if name in OWN:
+                    row |= FUNCTIONS[name](real, samples, subject, seed)
+                else:
+                    row |= measure.measure((name,), real.reference, seen, real.network, samples.labels, seed)
+            except InputError as error:
+                if not everything:
+                    raise
+                if seed == config.seed:
+                    print(f"{subject.name}: left out {name}: {error}", file=sys.stderr)
+        rows.append(row)
+        if config.out and seed == config.seed:
+            picture(config, subject, real, samples, seen)
+    return rows
+
+
+def picture(config: Config, subject: Subject, real: Real, samples: Samples, seen: embed.Embedded) -> None:
+    """Samples, and to the right of each the real image whose features are nearest."""
+    found = measure.Comparison(real.network, real.reference, seen, None).near
+    shown = np.arange(min(SHOWN, len(found.nearest)))
+    images = real.source.read(real.reference.rows[found.nearest[shown]])["image"]
+    pairs = np.stack([samples.images[shown], images], 1).reshape(-1, *images.shape[1:])
+    name = epath.Path(subject.name.rstrip("/")).name.replace(":", "-")
+    out = epath.Path(config.out).expanduser()
+    report.save_png(out.with_name(f"{out.stem}-{name}.png"), report.grid(pairs, columns=8))
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """A line for each subject, a column for each figure; means ± half a 95% interval where there are repeats."""
+    names = list(dict.fromkeys(name for found in rows.values() for row in found for name in row))
+    cells = [["", *names]]
+    for subject, found in rows.items():
+        cells.append([subject, *(cell([row[name] for row in found if name in row]) for name in names)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        for line in cells
+    )
+
+
+def cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    found = repeats.interval(values)
+    return f"{found.mean:.4g} ± {found.half_width:.2g}"
+
+
+def main(config: Config) -> None:
+    loop.setup(Common())
+    check(config)
+    devices = jax.devices()[: config.devices or None]
+    rows: dict[str, list[dict[str, float]]] = {}
+    about: dict[str, Any] = {}
+    shared = functools.cache(lambda: real_images(config, {}, devices))
+    for name in config.run or config.samples:
+        subject, stored = of_run(config, name) if config.run else (of_images(config, name), {})
+        real = shared() if config.samples else real_images(config, stored, devices)
+        rows[name] = evaluate(config, subject, real, devices)
+        about[name] = {
+            "real": real.source.name,
+            "real_images": real.reference.count,
+            "features": real.network.name,
+            "network": real.network.digest,
+            "samples": config.num,
+            "repeats": rows[name],
+        }
+    print(table(rows))
+    if config.out:
+        files.write(config.out, json.dumps({"config": dataclasses.asdict(config), "results": about}, indent=1) + "\n")
+        print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
+
+
+if __name__ == "__main__":
+    flags.main(Config, {}, main, doc=__doc__ or "")

@@ -1,0 +1,106 @@
+"""Any number of metrics of one set of samples: one pass through the network, one over the distances between features.
+
+    scores = measure(("fid", "precision_recall"), real, samples, network)    # {"fid": 3.1, "precision": 0.7, ...}
+
+| name | figures | arXiv |
+|---|---|---|
+| fid | fid: Fréchet distance; FID itself in Inception's features only | 1706.08500 |
+| kid | kid, kid_std: of 100 subsets of 1,000 (or of all there are) | 1801.01401 |
+| is | is, is_std: of 10 splits; of the network's classes | 1606.03498 |
+| precision_recall | precision, recall: k = 3 | 1904.06991 |
+| density_coverage | density, coverage: k = 5 | 2002.09797 |
+| memorisation | authenticity: share of samples not nearer to a real image than its own nearest real one | 2102.08921 |
+| accuracy | accuracy: share of samples that show the class that was asked for | 1905.10887 |
+
+Metrics that compare pairs take as many real images as there are samples, since they depend on the number of either.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgan.errors import InputError
+from jaxgan.metrics import agreement, frechet, inception_score, kid, neighbours
+from jaxgan.metrics.embed import Embedded, Network
+from jaxgan.metrics.reference import Reference
+
+SUBSET, SUBSETS, SPLITS = 1000, 100, 10
+
+
+class Comparison:
+    """Both sides, and what several metrics need of them, once."""
+
+    def __init__(self, network: Network, real: Reference, fake: Embedded, asked: np.ndarray | None, seed: int = 0):
+        self.network, self.real, self.fake, self.asked, self.seed = network, real, fake, asked, seed
+        self.n = min(len(real.seen.features), len(fake.features))
+
+    @functools.cached_property
+    def near(self) -> neighbours.Neighbours:
+        return neighbours.neighbours(self.real.seen.features[: self.n], self.fake.features[: self.n])
+
+    def fid(self) -> dict[str, float]:
+        return {"fid": frechet.distance(self.real.moments, frechet.moments(self.fake.features))}
+
+    def kid(self) -> dict[str, float]:
+        found = kid.kid(
+            self.real.seen.features,
+            self.fake.features,
+            subsets=SUBSETS,
+            subset_size=min(SUBSET, self.n),
+            seed=self.seed,
+            full=False,
+        )
+        return {"kid": found.mean, "kid_std": found.std}
+
+    def inception_score(self) -> dict[str, float]:
+        if self.fake.logits is None:
+            raise InputError(f"metric 'is' needs classes, which the features {self.network.name!r} do not have")
+        found = inception_score.from_logits(self.fake.logits, min(SPLITS, len(self.fake.logits)), self.seed)
+        return {"is": found.mean, "is_std": found.std}
+
+    def precision_recall(self) -> dict[str, float]:
+        return {"precision": self.near.precision, "recall": self.near.recall}
+
+    def density_coverage(self) -> dict[str, float]:
+        return {"density": self.near.density, "coverage": self.near.coverage}
+
+    def memorisation(self) -> dict[str, float]:
+        return {"authenticity": self.near.authenticity}
+
+    def accuracy(self) -> dict[str, float]:
+        if not self.network.labelled or self.fake.logits is None:
+            raise InputError(
+                f"metric 'accuracy' needs the classes of the data set, which the features {self.network.name!r} do not "
+                "have; expected features of a classifier of labelled images"
+            )
+        if self.asked is None:
+            raise InputError("metric 'accuracy' needs samples of classes that were asked for: a conditional generator")
+        shown = self.fake.logits.argmax(1)
+        return {"accuracy": agreement.agreement(shown, self.asked, self.fake.logits.shape[1]).accuracy}
+
+
+class Metric(NamedTuple):
+    function: Callable[[Comparison], dict[str, float]]
+    best: str  # the figure that tells the best checkpoint, as `checkpoint.Checkpoints` takes it
+
+
+METRICS = {
+    "fid": Metric(Comparison.fid, "fid"),
+    "kid": Metric(Comparison.kid, "kid"),
+    "is": Metric(Comparison.inception_score, "max:is"),
+    "precision_recall": Metric(Comparison.precision_recall, "max:recall"),
+    "density_coverage": Metric(Comparison.density_coverage, "max:coverage"),
+    "memorisation": Metric(Comparison.memorisation, "max:authenticity"),
+    "accuracy": Metric(Comparison.accuracy, "max:accuracy"),
+}
+
+
+def measure(names: Any, real: Reference, fake: Embedded, network: Network, asked: np.ndarray | None = None, seed=0):
+    """The figures of the metrics `names`: {name: float}. InputError for what cannot be measured, and why."""
+    comparison = Comparison(network, real, fake, asked, seed)
+    scores: dict[str, float] = {}
+    for name in names:
+        scores |= METRICS[name].function(comparison)
+    return scores

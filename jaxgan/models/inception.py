@@ -171,11 +171,11 @@ class Convolution(nn.Module):
 
 
 def _convolve(unit: Unit, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Two busy CPU cores take 16 to 18 s for 100 images, and 19 to 21 with XLA:CPU's own convolutions throughout.
     size, stride = unit.kernel[0], unit.stride
     if unit.kernel == (1, 1):
-        return jnp.tensordot(x, kernel[0, 0], 1)  # on a CPU XLA:CPU's convolution takes 1.2 to 1.5 times as long
+        return jnp.tensordot(x, kernel[0, 0], 1)
     if unit.kernel == (size, size) and stride == 1:
-        # On a CPU up to 1.9 times as fast as XLA's own.
         pads = same_padding(x.shape[1:3], size, 1) if unit.padding == "SAME" else ((0, 0), (0, 0))
         return conv(x, kernel, 1, pads)
     dimensions = ("NHWC", "HWIO", "NHWC")

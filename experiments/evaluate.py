@@ -24,6 +24,7 @@ from jaxgan import data, files, flags, images, loop, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
+from jaxgan.layers.resize import RESIZINGS
 from jaxgan.metrics import cas, coverage, embed, judge, measure, parzen, repeats, smoothness
 from jaxgan.metrics.reference import Reference, reference
 
@@ -51,7 +52,9 @@ class Config:
     )
     features: str = option("classifier", "what metrics see: classifier, inception, pixels, or your own pkg.module:name")
     inception_weights: str = option("", "the weights of Inception; empty: those in the cache folder")
-    resize: str = option("tensorflow", "how Inception's images are resized: as in 2015, or antialiased (clean-fid)")
+    resize: str = option(
+        "tensorflow", "how Inception's images are resized: as in 2015, or antialiased (clean-fid)", tuple(RESIZINGS)
+    )
     num: int = option(10_000, "samples of a run; of a set of images all, at most so many")
     reference_images: int = option(0, "real images; 0: all")
     repeats: int = option(1, "times to sample, with seeds of their own, for intervals")

@@ -24,7 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgan import lookup
 from jaxgan.data import to_float
 from jaxgan.errors import InputError, unknown
+from jaxgan.layers.resize import RESIZINGS
 from jaxgan.metrics.judge import Judge
+from jaxgan.models import inception as published
 from jaxgan.sources import Source
 
 FEATURES = ("classifier", "inception", "pixels")
@@ -96,6 +98,18 @@ def classifier(judge: Judge) -> Network:
     """The last hidden layer of a classifier of the data set itself: for images that are none of ImageNet's."""
     told = digest(judge.params, judge.classifier)
     return Network("classifier", told, _classifies(judge.classifier), judge.params, judge.labels is not None)
+
+
+def inception(weights: str | None, cache: epath.PathLike, resizing: str = "tensorflow") -> Network:
+    """The network of FID, whose weights file is looked for at `weights`, or else in the folder `cache`.
+
+    resizing: as TensorFlow 1 did, which published figures have, or antialiased (arXiv:2104.11222).
+    """
+    if resizing not in RESIZINGS:
+        raise unknown("resizing", resizing, RESIZINGS)
+    params = published.weights(weights, cache)
+    function = published.Inception(RESIZINGS[resizing]).apply
+    return Network("inception", digest(params, resizing), function, params, batch=64)
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from jaxgan.metrics.reference import Reference, reference
 # Beside the metrics of features: those that look at the images, or ask the generator.
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
+DATA = ("dataset", "data_dir", "manual_dir", "size", "channels")  # flags of a run that its real images depend on
 PATHS = 2000  # of perceptual path length
 SHOWN = 32  # samples beside their nearest real image
 
@@ -136,7 +137,7 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     def given(flag: str) -> Any:
         return getattr(config, flag) or stored.get(flag, getattr(config, flag))
 
-    places = {flag: given(flag) or None for flag in ("data_dir", "manual_dir")}
+    places: dict[str, Any] = {flag: given(flag) or None for flag in ("data_dir", "manual_dir")}
     cache = loop.cache_dir() / "decoded"
     return data.load(
         name, split, size=given("size"), crop=config.crop, channels=given("channels"), cache=cache, **places
@@ -275,14 +276,19 @@ def main(config: Config) -> None:
     devices = jax.devices()[: config.devices or None]
     rows: dict[str, list[dict[str, float]]] = {}
     about: dict[str, Any] = {}
-    shared = functools.cache(lambda: real_images(config, {}, devices))
-    for name in config.run or config.samples:
-        subject, stored = of_run(config, name) if config.run else (of_images(config, name), {})
-        real = shared() if config.samples else real_images(config, stored, devices)
+    # All of them before the first is measured: a name that is wrong shows at once.
+    subjects = [of_run(config, run) for run in config.run] or [(of_images(config, name), {}) for name in config.samples]
+    kept: dict[str, Real] = {}
+    for subject, stored in subjects:
+        seen_as = json.dumps([stored.get(flag) for flag in DATA])
+        if seen_as not in kept:
+            kept = {seen_as: real_images(config, stored, devices)}
+        real = kept[seen_as]
+        name = subject.name
         rows[name] = evaluate(config, subject, real, devices)
         about[name] = {
             "real": real.source.name,
-            "real_images": real.reference.count,
+            "real_images": real.reference.total,
             "features": real.network.name,
             "network": real.network.digest,
             "samples": config.num,

@@ -108,14 +108,15 @@ def inception(weights: str | None, cache: epath.PathLike, resizing: str = "tenso
     if resizing not in RESIZINGS:
         raise unknown("resizing", resizing, RESIZINGS)
     params = published.weights(weights, cache)
-    function = published.Inception(RESIZINGS[resizing]).apply
+    function: Any = published.Inception(RESIZINGS[resizing]).apply
     return Network("inception", digest(params, resizing), function, params, batch=64)
 
 
 @functools.cache
 def _classifies(module: nn.Module) -> Callable:
     def function(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, features = module.apply(params, images)
+        outputs: Any = module.apply(params, images)
+        logits, features = outputs
         return features, logits
 
     return function

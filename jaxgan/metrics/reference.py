@@ -25,7 +25,7 @@ class Reference(NamedTuple):
     moments: frechet.Moments  # of all that were asked for
     labels: np.ndarray | None  # (n,) of `seen`; None for an unlabelled set
     rows: np.ndarray  # (n,) of `seen` in the data set
-    count: int  # images behind the moments
+    total: int  # images behind the moments
 
 
 def reference(
@@ -85,7 +85,7 @@ def _write(path: epath.Path, seen: Embedded, moments: frechet.Moments) -> None:
     if seen.logits is not None:
         arrays["logits"] = seen.logits
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the features the next time
         files.write(path, buffer.getbuffer())
 

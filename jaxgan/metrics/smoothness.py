@@ -36,7 +36,10 @@ def slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def path_length(
-    features: Callable[[Any], jax.Array], latents: tuple[jax.Array, jax.Array], key: jax.Array, epsilon: float = EPSILON
+    features: Callable[[Any], np.ndarray],
+    latents: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    epsilon: float = EPSILON,
 ) -> PathLength:
     """features: latents (n, d) -> (n, ...), in one precision throughout. latents: two sets (n, d), the paths' ends.
 

@@ -13,11 +13,11 @@ from jaxgan.metrics.frechet import Accumulator, Moments, distance, moments
 
 
 def by_samples(real, fake):
-    """The trace of the root as a nuclear norm: singular values of the product of centred samples, (n, m)."""
+    """The trace of the root as a nuclear norm: singular values of the product of centred samples, by their QR."""
     x, y = (z.astype(np.float64) for z in (real, fake))
     a, b = (z - z.mean(0) for z in (x, y))
     a, b = a / np.sqrt(len(a) - 1), b / np.sqrt(len(b) - 1)
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    cross = np.linalg.svd(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, compute_uv=False).sum()
     return np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * cross
 
 

@@ -107,10 +107,11 @@ def test_density_and_coverage_are_those_of_prdc(kind, n, d):
     with contextlib.redirect_stdout(io.StringIO()):
         expected = prdc.compute_prdc(real - offset, fake - offset, 5)
     found = neighbours.neighbours(real, fake, k=5, density_k=5)
+    most = 5 if kind == "clusters" else 1  # counts apart: its products have six digits left of a distance within one
     for name, count in (
         ("precision", len(fake)),
         ("recall", len(real)),
         ("density", 5 * len(fake)),
         ("coverage", len(real)),
     ):
-        near(f"{name} {kind} {n} x {d}", getattr(found, name), expected[name], abs=1.01 / count)
+        near(f"{name} {kind} {n} x {d}", getattr(found, name), expected[name], abs=(most + 0.01) / count)

@@ -127,8 +127,7 @@ def memorisation(fake: np.ndarray, train: np.ndarray) -> Memorisation:
     y, x = points(train, fake)
     squared, rows = (found[:, 0] for found in search(x, y, 1))
     some, place = np.unique(rows, return_inverse=True)
-    hit = y._replace(given=y.given[some], centred=y.centred[some], squares=y.squares[some])
-    spacing = search(hit, y, 1, some)[0][place, 0]
+    spacing = search(y.take(some), y, 1, some)[0][place, 0]
     return Memorisation(float((squared > spacing).mean()), rows, np.sqrt(squared) / y.scale, np.sqrt(spacing) / y.scale)
 
 

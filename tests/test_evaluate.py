@@ -265,7 +265,7 @@ def test_evaluation_in_training(tmp_path, capfd):
     rows = [json.loads(line) for line in lines(tmp_path / "run")]
     assert {"eval/fid", "eval/kid", "eval/precision", "eval/recall"} <= rows[-1].keys()
     best = min(range(2), key=lambda i: rows[i]["eval/kid"])
-    assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", best="eval/kid").best == 2 * best + 2
+    assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", best="eval/kid").best() == 2 * best + 2
     assert image.best(image.Config(metrics=("precision_recall",))) == "max:eval/recall"
 
 

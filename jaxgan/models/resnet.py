@@ -38,14 +38,15 @@ class Plan(NamedTuple):
     attention: tuple[int, int] | None = None  # the blocks, from 0, of both that self-attention follows
 
 
+SNGAN = {
+    32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2),
+    48: Plan(6, 8, (4, 2, 1), (1, 2, 4, 8, 16), 4),
+    64: Plan(4, 16, (8, 4, 2, 1), (1, 2, 4, 8, 16), 5),  # not in the paper; that of 128 less a block
+    128: Plan(4, 16, (16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
+}
 PLANS = {
-    "sngan": {
-        32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2),
-        48: Plan(6, 8, (4, 2, 1), (1, 2, 4, 8, 16), 4),
-        64: Plan(4, 16, (8, 4, 2, 1), (1, 2, 4, 8, 16), 5),  # not in the paper; that of 128 less a block
-        128: Plan(4, 16, (16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
-    },
-    "wgan_gp": {32: Plan(4, 2, (2, 2, 2), (2, 2, 2, 2), 2)},
+    "sngan": SNGAN,
+    "wgan_gp": SNGAN | {32: Plan(4, 2, (2, 2, 2), (2, 2, 2, 2), 2)},  # the paper's at 32x32, SNGAN's beyond
     "sagan": {
         32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2, (1, 0)),  # not in the paper; SNGAN's
         64: Plan(4, 16, (16, 8, 4, 2), (1, 2, 4, 8, 16), 4, (2, 0)),  # not in the paper; that of 128 less a block

@@ -31,7 +31,8 @@ from jaxgan.metrics.reference import Reference, reference
 # Beside the metrics of features: those that look at the images, or ask the generator.
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
-DATA = ("dataset", "data_dir", "manual_dir", "size", "channels")  # flags of a run that its real images depend on
+# Flags of a run that its real images depend on.
+DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels")
 PATHS = 2000  # of perceptual path length
 SHOWN = 32  # samples beside their nearest real image
 
@@ -41,12 +42,16 @@ class Config:
     run: tuple[str, ...] = option((), "directories of runs to sample from")
     samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE or a name")
     dataset: str = option("", "the real images; empty: those that the run was trained on")
-    split: str = option("train", "of the real images")
+    split: str = option("", "of the real images; empty: that of the run, or train")
     test_split: str = option("test", "of the real images that neither training has seen, for cas and parzen")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
     size: str = option("", "resize all images to 64 or 48x64; empty: as they are, or as the run saw them")
-    crop: str = option("center", "where the aspect ratio of --size differs: cut the centre, or stretch", images.CROPS)
+    crop: str = option(
+        "",
+        "where the aspect ratio of --size differs: cut the centre, or stretch; empty: as the run",
+        ("", *images.CROPS),
+    )
     channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
     metrics: tuple[str, ...] = option(
         ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
@@ -140,7 +145,13 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     places: dict[str, Any] = {flag: given(flag) or None for flag in ("data_dir", "manual_dir")}
     cache = loop.cache_dir() / "decoded"
     return data.load(
-        name, split, size=given("size"), crop=config.crop, channels=given("channels"), cache=cache, **places
+        name,
+        split,
+        size=given("size"),
+        crop=given("crop") or "center",
+        channels=given("channels"),
+        cache=cache,
+        **places,
     )
 
 
@@ -148,7 +159,7 @@ def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     name = config.dataset or stored.get("dataset", "")
     if not name:
         raise InputError("the run names no data set; expected --dataset with it")
-    source = load(config, stored, name, config.split)
+    source = load(config, stored, name, config.split or stored.get("split") or "train")
     judge = functools.partial(judged, source)
     network = embed.named(config.features, source, judge, loop.cache_dir(), config.inception_weights, config.resize)
     made = reference(network, source, config.reference_images, loop.cache_dir(), devices)

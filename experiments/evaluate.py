@@ -3,7 +3,7 @@
     python -m experiments.evaluate --run=runs/digits,runs/biggan --metrics=all
     python -m experiments.evaluate --run=runs/cifar --features=inception --metrics=fid,kid,is --num=50000
     python -m experiments.evaluate --samples=folder:images --dataset=mnist --metrics=fid,precision_recall
-    python -m experiments.evaluate --samples=folder:theirs,folder:ours --dataset=folder:real --repeats=5
+    python -m experiments.evaluate --samples=folder:theirs,folder:ours --dataset=folder:real
 
 Features are those of a classifier trained on the real set, unless --features says otherwise; figures in different
 features, or of different numbers of samples, do not compare. --repeats=5 gives intervals, over samples of five seeds.
@@ -123,7 +123,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     def draw(seed: int) -> Samples:
         labels = gan.labels(None, config.num)
         parts = gan.batches(gan.latents(jax.random.key(seed), config.num), labels)
-        return Samples(np.concatenate([embed.to_uint8(part) for part in parts]), labels)
+        return Samples(np.concatenate([images.to_uint8(part) for part in parts]), labels)
 
     return Subject(run, draw, gan), stored
 

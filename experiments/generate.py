@@ -27,6 +27,7 @@ from jaxgan import files, flags, loop, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
+from jaxgan.images import to_uint8
 from jaxgan.trained import Trained
 
 ENDINGS = (".png", ".npz", ".gif")  # and none: a folder
@@ -128,11 +129,6 @@ def generate(gan: Trained, z: jax.Array, label: np.ndarray | None) -> Iterator[n
         for images in gan.batches(z, label):
             yield to_uint8(images)
             bar.update(len(images))
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0 to 255, rounded."""
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def archive(images: np.ndarray, label: np.ndarray | None) -> bytes:

@@ -49,6 +49,13 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> 0 to 255, rounded; uint8 as it is."""
+    if images.dtype == np.uint8:
+        return images
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
 def check_crop(crop: str) -> None:
     """Raises InputError for a way of cropping that does not exist."""
     if crop not in CROPS:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from experiments import evaluate, image
 from jaxgan import checkpoint, data, flags, sources
 from jaxgan.errors import InputError
+from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
 from tests.runs import compile_quickly
 
@@ -50,7 +51,7 @@ def test_no_division_of_the_work_changes_features(digits, network):
         for a, b in zip(found, whole, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     floats = images.astype(np.float32) / 127.5 - 1
-    np.testing.assert_array_equal(embed.to_uint8(floats), images)
+    np.testing.assert_array_equal(to_uint8(floats), images)
     np.testing.assert_allclose(embed.embed(network, [floats]).features, whole.features, rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="no images"):
         embed.embed(network, [])

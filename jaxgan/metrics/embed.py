@@ -3,7 +3,7 @@
     network = classifier(judge)                          # or inception(weights), pixels(shape)
     real = embed(network, parts_of(source), devices)    # Embedded: features (n, d), logits (n, k)
 
-Generated images are rounded to whole grey levels first (`to_uint8`), as every published protocol that goes by files
+Generated images are rounded to whole grey levels first (`images.to_uint8`), as every published protocol that goes by files
 does: both sides have been through the same quantisation.
 """
 
@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgan import lookup
 from jaxgan.data import to_float
 from jaxgan.errors import InputError, unknown
+from jaxgan.images import to_uint8
 from jaxgan.layers.resize import RESIZINGS
 from jaxgan.metrics.judge import Judge
 from jaxgan.models import inception as published
@@ -53,13 +54,6 @@ class Network:
 class Embedded(NamedTuple):
     features: np.ndarray  # (n, d) float32
     logits: np.ndarray | None  # (n, k) float32
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0 to 255, rounded."""
-    if images.dtype == np.uint8:
-        return images
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def pixels(shape: tuple[int, int, int]) -> Network:

@@ -44,6 +44,7 @@ def test_smoke(tmp_path):
     check(json.loads((tmp_path / "bench.json").read_text()), done.stdout, programs)
 
 
+@pytest.mark.slow
 def test_a_peer_of_flax(tmp_path, capsys):
     argv = ["--smoke", "--cases=dcgan32", "--peer=flax", f"--out={tmp_path}/bench.json"]
     flags.main(benchmark.Config, {}, benchmark.main, argv)

@@ -3,7 +3,7 @@
     network = classifier(judge)                          # or inception(weights), pixels(shape)
     real = embed(network, parts_of(source), devices)    # Embedded: features (n, d), logits (n, k)
 
-Generated images are rounded to whole grey levels first (`images.to_uint8`), as every published protocol that goes by files
+Generated images are rounded to whole grey levels first, as every published protocol that goes by files
 does: both sides have been through the same quantisation.
 """
 

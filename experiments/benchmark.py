@@ -14,7 +14,6 @@ that the share of the peak, a large matrix product on the same device, can pass 
 """
 
 import dataclasses
-import importlib
 import json
 import platform
 import statistics
@@ -27,48 +26,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments import flax_peer
-from jaxgan import adversarial, data, files, flags, losses, parallel, penalties, sources
+from experiments.benchmark_cases import CASES, LARGE, PEERLESS, Case, make_game, players
+from jaxgan import adversarial, data, files, flags, parallel, sources
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game
+from jaxgan.layers import grouped
 from jaxgan.layers.conv import plain
 
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One training, in the same words for us and for a peer."""
-
-    name: str
-    model: str
-    shape: tuple[int, int, int]
-    loss: str = "non_saturating"
-    variant: str = ""
-    latent: int = 100
-    width: int = 64
-    batch_size: int = 64
-    wgan_gp: float = 0.0
-    disc_batch_norm: bool = True
-    disc_steps: int = 1
-    learning_rate: float = 2e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    ema: float = 10_000.0
-
-
-# One discriminator move a step in all of them, so that their images per second compare.
-CASES = {
-    case.name: case
-    for case in (
-        Case("mlp28", "mlp", (28, 28, 1), width=256),
-        Case("dcgan32", "dcgan", (32, 32, 3)),
-        Case("dcgan64", "dcgan", (64, 64, 3)),
-        Case("sngan32", "resnet", (32, 32, 3), "hinge", "sngan", 128, beta1=0.0, beta2=0.9),
-        Case("wgangp32", "resnet", (32, 32, 3), "wasserstein", "wgan_gp", 128, wgan_gp=10.0, beta1=0.0, beta2=0.9),
-    )
-}
 PLACEMENTS = ("resident", "stream", "none", "draw")
 PEERS = ("none", "torch", "flax")
 MANY = 2**23  # steps, more than are ever measured
@@ -77,7 +44,9 @@ MODES = ("eager", "channels_last", "compile")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    cases: tuple[str, ...] = option(tuple(CASES), "what to train", choices=tuple(CASES))
+    cases: tuple[str, ...] = option(
+        tuple(name for name in CASES if name not in LARGE), "what to train", choices=tuple(CASES)
+    )
     batch_size: int = option(0, "images a step; 0: the case's own")
     width: int = option(0, "base number of channels; 0: the case's own")
     dtype: tuple[str, ...] = option(("float32",), "arithmetic of the networks", ("float32", "bfloat16"))
@@ -118,35 +87,6 @@ class Program:
 # --- ours
 
 
-def make_game(case: Case, dtype: str, accumulate: int, remat: bool) -> Game:
-    home = importlib.import_module(f"jaxgan.models.{case.model}")
-    options = {"shape": case.shape, "width": case.width, "variant": case.variant, "dtype": jnp.dtype(dtype)}
-    widths = (case.width, 2 * case.width, 4 * case.width)  # of mlp
-
-    def build(network: Any, **own: Any) -> Any:
-        fields = {f.name for f in dataclasses.fields(network)}
-        return network(**{name: value for name, value in (options | own).items() if name in fields})
-
-    generator = build(home.Generator, latent=case.latent, widths=widths)
-    discriminator = build(home.Discriminator, batch_norm=case.disc_batch_norm, widths=widths[::-1])
-    pair = adversarial.Pair(generator, discriminator, remat=remat)
-    return players(case, pair, accumulate)
-
-
-def players(case: Case, pair: adversarial.Pair, accumulate: int = 1) -> Game:
-    adam = optax.adam(case.learning_rate, case.beta1, case.beta2)
-    return adversarial.game(
-        pair,
-        getattr(losses, case.loss),
-        gen_optimizer=adam,
-        disc_optimizer=adam,
-        penalties=[penalties.wgan_gp(case.wgan_gp)] if case.wgan_gp else [],
-        disc_steps=case.disc_steps,
-        accumulate=accumulate,
-        ema=case.ema,
-    )
-
-
 def count(game: Game, example: dict[str, Any]) -> float:
     """FLOP of a step by XLA's count, move by move, since it counts the body of a loop once."""
     total = 0.0
@@ -154,7 +94,7 @@ def count(game: Game, example: dict[str, Any]) -> float:
     for move in game.moves:
         alone = Game(game.players, (dataclasses.replace(move, times=1, every=1, accumulate=1, draw=True),))
         batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in example.items()}
-        with plain():
+        with plain(), grouped.using(grouped.XLA):
             program = jax.jit(lambda *args, alone=alone: alone.step(*args))
             cost: Any = program.lower(state, batch).cost_analysis()
         total += cost["flops"] * move.times / move.every
@@ -262,10 +202,12 @@ def flax(case: Case) -> Program:
 
 
 def torch(case: Case, config: Config, steps: int) -> Iterator[Program]:
+    fields = dataclasses.asdict(case)
+    assert not fields.pop("r1_r2"), "the peer has neither"
     for dtype in config.dtype:
         for mode in config.modes:
             command = [config.peer_python or sys.executable, "-m", "experiments.torch_peer"]
-            command += [json.dumps(dataclasses.asdict(case)), f"--mode={mode}", f"--dtype={dtype}", f"--steps={steps}"]
+            command += [json.dumps(fields), f"--mode={mode}", f"--dtype={dtype}", f"--steps={steps}"]
             try:
                 worker: Any = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -317,7 +259,9 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
         source = sources.from_arrays("noise", pixels)
     own = list(ours(case, config, source))
     peers: list[Program] = []
-    if config.peer == "torch":
+    if config.peer == "torch" and case.model in PEERLESS:
+        print(f"  PyTorch's peer has no {case.model}: measured alone", file=sys.stderr)
+    elif config.peer == "torch":
         peers = list(torch(case, config, max(1, min(config.steps_per_call))))
     elif config.peer == "flax" and case.model == "dcgan":
         peers = [flax(case)]

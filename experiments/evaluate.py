@@ -9,23 +9,27 @@ Features are those of a classifier trained on the real set, unless --features sa
 features, or of different numbers of samples, do not compare. --repeats=5 gives intervals, over samples of five seeds.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, images, loop, report, trained
+from jaxgan import data, files, flags, loop, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
+from jaxgan.images import CROPS, to_uint8
 from jaxgan.layers.resize import RESIZINGS
-from jaxgan.metrics import cas, coverage, embed, judge, measure, parzen, repeats, smoothness
+from jaxgan.metrics import cas, coverage, embed, judge, measure, neighbours, parzen, repeats, smoothness
 from jaxgan.metrics.reference import Reference, reference
 
 # Beside the metrics of features: those that look at the images, or ask the generator.
@@ -33,7 +37,8 @@ OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
 # Flags of a run that its real images depend on.
 DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels")
-PATHS = 2000  # of perceptual path length
+PATHS = 2048  # of perceptual path length
+TESTED = 10_000  # test images, at most
 SHOWN = 32  # samples beside their nearest real image
 
 
@@ -50,7 +55,7 @@ class Config:
     crop: str = option(
         "",
         "where the aspect ratio of --size differs: cut the centre, or stretch; empty: as the run",
-        ("", *images.CROPS),
+        ("", *CROPS),
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
     metrics: tuple[str, ...] = option(
@@ -69,7 +74,7 @@ class Config:
     step: int | None = option(None, "the checkpoint of the run to take; none: the newest")
     devices: int = option(0, "devices to use; 0: all")
     allow_code: bool = option(False, "run code from outside jaxgan, if a run names a network there")
-    out: str = option("", "a file.json for the figures; file.png: samples beside their nearest real images")
+    out: str = option("", "a file.json for the figures; samples beside their nearest real images go next to it")
 
 
 class Samples(NamedTuple):
@@ -81,35 +86,67 @@ class Subject(NamedTuple):
     """What is measured: draws of samples by seed, and the generator where there is one."""
 
     name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] | int  # names or, of a generator, their number; 0: none
     draw: Callable[[int], Samples]
-    gan: trained.Trained | None
+    gan: trained.Trained | None = None
 
 
-class Real(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """The other side. `test`: images that neither training has seen, read when a metric asks for them."""
+
     source: data.Source
     network: embed.Network
     reference: Reference
     test: Callable[[], data.Source]
 
+    @functools.cached_property
+    def tested(self) -> dict[str, np.ndarray]:
+        source = self.test()
+        if source.shape != self.source.shape:
+            raise InputError(f"test images {source.shape} and real images {self.source.shape}; --size makes them equal")
+        rows = np.random.default_rng(0).permutation(source.num_examples)[:TESTED]
+        found = source.read(rows)
+        return found if source.num_classes > 1 else {"image": found["image"]}
+
+    @functools.cached_property
+    def modes(self) -> coverage.Coverage:
+        return coverage.train(self.source, loop.cache_dir())
+
 
 def check(config: Config) -> None:
     if bool(config.run) == bool(config.samples):
         raise InputError("expected either --run=runs/digits or --samples=folder:images, several with commas")
-    for name, least in {"num": 2, "repeats": 1, "reference_images": 0, "seed": 0}.items():
+    names = config.run or config.samples
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name} is given twice; expected each once")
+    for name, least in {"num": 2, "repeats": 1, "reference_images": 0}.items():
         if getattr(config, name) < least:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    if not 0 <= config.seed < 2**32 - config.repeats:
+        raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - config.repeats - 1}")
     if not config.metrics:
         raise InputError("--metrics= is empty; expected at least one")
     if config.samples and not config.dataset:
         raise InputError("--samples need --dataset, the real images; for example --dataset=mnist or folder:DIR")
     if config.samples and config.repeats > 1:
         raise InputError(f"--repeats={config.repeats} of --samples: a set of images is the same each time")
-    if config.out and not config.out.endswith(".json"):
-        raise InputError(f"--out={config.out}: expected a name that ends in .json")
+    for name in ("truncation", "step"):
+        if config.samples and getattr(config, name) is not None:
+            raise InputError(f"--{name}={getattr(config, name)} is for --run; --samples are as they are")
     if config.features not in embed.FEATURES and ":" not in config.features:
         raise unknown("features", config.features, embed.FEATURES, "or your own: pkg.module:name")
     if not 0 <= config.devices <= len(jax.devices()):
         raise InputError(f"--devices={config.devices}, but this machine has {len(jax.devices())}")
+    if not config.out:
+        return
+    if not config.out.endswith(".json"):
+        raise InputError(f"--out={config.out}: expected a name that ends in .json")
+    parent = next(path for path in epath.Path(config.out).expanduser().absolute().parents if path.exists())
+    if "://" not in config.out and not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
 
 
 # --- what is measured
@@ -121,19 +158,25 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     stored = flags.read(epath.Path(run).expanduser()).get("config", {})
 
     def draw(seed: int) -> Samples:
-        labels = gan.labels(None, config.num)
-        parts = gan.batches(gan.latents(jax.random.key(seed), config.num), labels)
-        return Samples(np.concatenate([images.to_uint8(part) for part in parts]), labels)
+        labels, start = gan.labels(None, config.num), 0
+        images = np.empty((config.num, *gan.generator.shape), np.uint8)
+        for part in gan.batches(gan.latents(jax.random.key(seed), config.num), labels):
+            images[start : start + len(part)] = to_uint8(part)
+            start += len(part)
+        return Samples(images, labels)
 
-    return Subject(run, draw, gan), stored
+    return Subject(run, gan.generator.shape, gan.generator.num_classes, draw, gan), stored
 
 
 def of_images(config: Config, name: str) -> Subject:
     source = load(config, {}, name, "train")
-    rows = np.random.default_rng(config.seed).permutation(source.num_examples)[: config.num]
-    found = source.read(rows)
-    labels = found["label"] if source.num_classes > 1 else None
-    return Subject(name, lambda seed: Samples(found["image"], labels), None)
+
+    def draw(seed: int) -> Samples:
+        rows = np.random.default_rng(seed).permutation(source.num_examples)[: config.num]
+        found = source.read(rows)
+        return Samples(found["image"], found["label"] if source.num_classes > 1 else None)
+
+    return Subject(name, source.shape, source.class_names or source.num_classes, draw)
 
 
 def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.Source:
@@ -142,16 +185,18 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     def given(flag: str) -> Any:
         return getattr(config, flag) or stored.get(flag, getattr(config, flag))
 
-    places: dict[str, Any] = {flag: given(flag) or None for flag in ("data_dir", "manual_dir")}
-    cache = loop.cache_dir() / "decoded"
+    manual = given("manual_dir")
+    if manual and not config.manual_dir and not epath.Path(manual).expanduser().is_dir():
+        manual = ""  # where the run prepared its data from, once
     return data.load(
         name,
         split,
+        data_dir=given("data_dir") or None,
+        manual_dir=manual or None,
         size=given("size"),
         crop=given("crop") or "center",
         channels=given("channels"),
-        cache=cache,
-        **places,
+        cache=loop.cache_dir() / "decoded",
     )
 
 
@@ -159,9 +204,10 @@ def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     name = config.dataset or stored.get("dataset", "")
     if not name:
         raise InputError("the run names no data set; expected --dataset with it")
-    source = load(config, stored, name, config.split or stored.get("split") or "train")
-    judge = functools.partial(judged, source)
-    network = embed.named(config.features, source, judge, loop.cache_dir(), config.inception_weights, config.resize)
+    own = "" if config.dataset else stored.get("split", "")
+    source = load(config, stored, name, config.split or own or "train")
+    found = functools.partial(judged, source)
+    network = embed.named(config.features, source, found, loop.cache_dir(), config.inception_weights, config.resize)
     made = reference(network, source, config.reference_images, loop.cache_dir(), devices)
     return Real(source, network, made, lambda: load(config, stored, name, config.test_split))
 
@@ -173,42 +219,56 @@ def judged(source: data.Source) -> judge.Judge:
     return found
 
 
+def check_pair(subject: Subject, real: Real) -> None:
+    """Raises InputError unless the images have one shape and, where both have classes, the same ones."""
+    if subject.shape != real.source.shape:
+        raise InputError(
+            f"{subject.name} has images {subject.shape}, {real.source.name} {real.source.shape}; "
+            "--size and --channels make them equal"
+        )
+    theirs: tuple[str, ...] | int = real.source.class_names or real.source.num_classes
+    ours = subject.classes
+    if isinstance(ours, int) or isinstance(theirs, int):
+        ours, theirs = (x if isinstance(x, int) else len(x) for x in (ours, theirs))
+    if ours and theirs and ours != theirs:
+        raise InputError(f"{subject.name} has the classes {ours}, {real.source.name} {theirs}; expected the same")
+
+
 # --- the metrics that are not of features
 
 
 def accuracy_score(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if samples.labels is None or real.source.num_classes < 2:
         raise InputError("metric 'cas' needs labelled samples and real images: a conditional generator")
-    test = data.read_all(real.test())
+    test = real.tested
+    if "label" not in test:
+        raise InputError("metric 'cas' needs labels of the test images; those of --test_split have none")
     found = cas.score(samples.images, samples.labels, test["image"], test["label"], real.source.num_classes, seed)
     return {"cas": found.accuracy}
 
 
 def mode_counts(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
-    found = coverage.train(real.source, loop.cache_dir())(samples.images.astype(np.float32) / 127.5 - 1)
-    return {name: found[name] for name in ("modes", "reverse_kl")}
+    found = real.modes(samples.images.astype(np.float32) / 127.5 - 1)
+    return {"modes": found["modes"], "reverse_kl": found["reverse_kl"], "modes_accuracy": found["accuracy"]}
 
 
 def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
-    train, test = (
-        source.read(np.arange(min(source.num_examples, 10_000)))["image"].astype(np.float32) / 255
-        for source in (real.source, real.test())
-    )
-    window = parzen.evaluate(samples.images.astype(np.float32) / 255, train, test)
+    rows = np.random.default_rng(0).permutation(real.source.num_examples)[:TESTED]
+    known = real.source.read(rows)["image"]
+    window = parzen.evaluate(*(x.astype(np.float32) / 255 for x in (samples.images, known, real.tested["image"])))
     return {"parzen": window.mean, "parzen_error": window.error}
 
 
 def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if subject.gan is None:
         raise InputError("metric 'ppl' needs a generator: --run")
-    gan, n = subject.gan, PATHS
-    see = jax.jit(lambda params, images: real.network.function(params, images)[0])
-    keys = jax.random.split(jax.random.key(seed), 3)
-    found = smoothness.path_length(
-        lambda z: np.concatenate([see(real.network.params, part) for part in gan.batches(z)]),
-        (gan.latents(keys[0], n), gan.latents(keys[1], n)),
-        keys[2],
-    )
+    gan, keys = subject.gan, jax.random.split(jax.random.key(seed), 3)
+    params = jax.device_put(real.network.params)
+
+    def features(z: jax.Array) -> np.ndarray:
+        return np.concatenate([embed.features(real.network.function, params, part) for part in gan.batches(z)])
+
+    found = smoothness.path_length(features, (gan.latents(keys[0], PATHS), gan.latents(keys[1], PATHS)), keys[2])
     return {"ppl": found.mean, "ppl_error": found.error}
 
 
@@ -220,23 +280,19 @@ FUNCTIONS = {"cas": accuracy_score, "modes": mode_counts, "parzen": likelihood, 
 
 def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> list[dict[str, float]]:
     """The figures of each repeat."""
-    rows = []
+    check_pair(subject, real)
+    everything, rows = "all" in config.metrics, []
     for seed in range(config.seed, config.seed + config.repeats):
         samples = subject.draw(seed)
-        if samples.images.shape[1:] != real.source.shape:
-            raise InputError(
-                f"{subject.name} has images {samples.images.shape[1:]}, {real.source.name} {real.source.shape}; "
-                "--size and --channels make them equal"
-            )
         seen = embed.embed(real.network, [samples.images], devices)
-        everything = "all" in config.metrics
-        row: dict[str, float] = {}
+        comparison = measure.Comparison(real.network, real.reference, seen, samples.labels, seed)
+        row: dict[str, float] = {"samples": len(samples.images)}
         for name in CHOICES if everything else config.metrics:
             try:
                 if name in OWN:
                     row |= FUNCTIONS[name](real, samples, subject, seed)
                 else:
-                    row |= measure.measure((name,), real.reference, seen, real.network, samples.labels, seed)
+                    row |= measure.METRICS[name].function(comparison)
             except InputError as error:
                 if not everything:
                     raise
@@ -244,19 +300,28 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
                     print(f"{subject.name}: left out {name}: {error}", file=sys.stderr)
         rows.append(row)
         if config.out and seed == config.seed:
-            picture(config, subject, real, samples, seen)
+            picture(config, subject, real, samples.images[:SHOWN], seen.features[:SHOWN])
+        del samples, seen, comparison
     return rows
 
 
-def picture(config: Config, subject: Subject, real: Real, samples: Samples, seen: embed.Embedded) -> None:
+def picture(config: Config, subject: Subject, real: Real, shown: np.ndarray, features: np.ndarray) -> None:
     """Samples, and to the right of each the real image whose features are nearest."""
-    found = measure.Comparison(real.network, real.reference, seen, None).near
-    shown = np.arange(min(SHOWN, len(found.nearest)))
-    images = real.source.read(real.reference.rows[found.nearest[shown]])["image"]
-    pairs = np.stack([samples.images[shown], images], 1).reshape(-1, *images.shape[1:])
-    name = epath.Path(subject.name.rstrip("/")).name.replace(":", "-")
+    nearest = neighbours.nearest(features, real.reference.features).rows[:, 0]
+    beside = real.source.read(real.reference.rows[nearest])["image"]
+    pairs = np.stack([shown, beside], 1).reshape(-1, *beside.shape[1:])
     out = epath.Path(config.out).expanduser()
-    report.save_png(out.with_name(f"{out.stem}-{name}.png"), report.grid(pairs, columns=8))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", subject.name).strip("-")
+    with writing(config):
+        report.save_png(out.with_name(f"{out.stem}-{name}.png"), report.grid(pairs, columns=8))
+
+
+@contextlib.contextmanager
+def writing(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
@@ -285,30 +350,33 @@ def main(config: Config) -> None:
     loop.setup(Common())
     check(config)
     devices = jax.devices()[: config.devices or None]
-    rows: dict[str, list[dict[str, float]]] = {}
-    about: dict[str, Any] = {}
     # All of them before the first is measured: a name that is wrong shows at once.
     subjects = [of_run(config, run) for run in config.run] or [(of_images(config, name), {}) for name in config.samples]
+    rows: dict[str, list[dict[str, float]]] = {}
+    about: dict[str, Any] = {}
     kept: dict[str, Real] = {}
-    for subject, stored in subjects:
-        seen_as = json.dumps([stored.get(flag) for flag in DATA])
-        if seen_as not in kept:
-            kept = {seen_as: real_images(config, stored, devices)}
-        real = kept[seen_as]
-        name = subject.name
-        rows[name] = evaluate(config, subject, real, devices)
-        about[name] = {
-            "real": real.source.name,
-            "real_images": real.reference.total,
-            "features": real.network.name,
-            "network": real.network.digest,
-            "samples": config.num,
-            "repeats": rows[name],
-        }
-    print(table(rows))
-    if config.out:
-        files.write(config.out, json.dumps({"config": dataclasses.asdict(config), "results": about}, indent=1) + "\n")
-        print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
+    try:
+        for subject, stored in subjects:
+            seen_as = json.dumps([stored.get(flag) for flag in DATA])
+            if seen_as not in kept:
+                kept = {seen_as: real_images(config, stored, devices)}
+            real = kept[seen_as]
+            rows[subject.name] = evaluate(config, subject, real, devices)
+            about[subject.name] = {
+                "real": real.source.name,
+                "real_images": real.reference.total,
+                "features": real.network.name,
+                "network": real.network.digest,
+                "repeats": rows[subject.name],
+            }
+    finally:
+        if rows:  # also of those before one that could not be measured
+            print(table(rows))
+            if config.out:
+                results = {"config": dataclasses.asdict(config), "results": about}
+                with writing(config):
+                    files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
+                print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
 
 
 if __name__ == "__main__":

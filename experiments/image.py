@@ -7,7 +7,6 @@ python -m experiments.image --preset=dcgan_celeba64 --dataset=folder:photos --wo
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.image_evaluation import BEST, best, evaluation
 from experiments.image_presets import PRESETS
 from jaxgan import (
     adversarial,
@@ -38,14 +38,8 @@ from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
-from jaxgan.metrics import coverage, embed, measure, reference
-from jaxgan.metrics import judge as quality
 from jaxgan.metrics.diagnose import Diagnosis, held_out
-from jaxgan.metrics.measure import METRICS
 from jaxgan.trained import Trained, network
-
-# --metrics, and the figure that tells the best checkpoint by each.
-BEST = {"distance": "distance", "modes": "reverse_kl"} | {name: metric.best for name, metric in METRICS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +109,9 @@ def check(config: Config, devices: int) -> None:
     for name in ("anneal_images", "ada_images"):
         if getattr(config, name) <= 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected more than 0")
+    for name in ("instance_noise", "ema"):
+        if min(getattr(config, name), default=0) < 0:
+            raise InputError(f"--{name}={','.join(map(str, getattr(config, name)))}: expected 0 or more")
     for name in ("augment_probability", "ada_target"):
         values = getattr(config, name) if name == "augment_probability" else (config.ada_target,)
         if not all(0 <= value <= 1 for value in values):
@@ -266,68 +263,6 @@ def trained(pair: adversarial.Pair, state: State) -> Trained:
     return Trained.of(pair.generator, player.averaged, player.variables)
 
 
-def evaluation(
-    config: Config, pair: adversarial.Pair, game: Game, source: data.Source, held: data.Source | None, devices: list
-) -> Callable[[State], dict[str, float]]:
-    """What --metrics and --diagnose measure of a state; classifiers are trained, or found, when first needed."""
-
-    @functools.cache
-    def classes() -> np.ndarray:
-        """As frequent as in the data."""
-        rows = np.random.default_rng(0).permutation(source.num_examples)[: quality.REFERENCE]
-        return np.resize(source.read(rows)["label"], config.eval_samples)
-
-    @functools.cache
-    def judge() -> quality.Judge:
-        judge = quality.train(source, config.eval_samples, loop.cache_dir())
-        tell("labels" if judge.labels is not None else "rotations", judge.accuracy)
-        return judge
-
-    @functools.cache
-    def modes() -> coverage.Coverage:
-        modes = coverage.train(source, loop.cache_dir())
-        tell("digits", modes.accuracy)
-        return modes
-
-    @functools.cache
-    def real() -> tuple[embed.Network, reference.Reference]:
-        cache = loop.cache_dir()
-        network = embed.named(config.features, source, judge, cache, config.inception_weights)
-        return network, reference.reference(network, source, 0, cache, devices)
-
-    @functools.cache
-    def diagnosis() -> Diagnosis:
-        assert held is not None
-        return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
-
-    def evaluate(state: State) -> dict[str, float]:
-        scores: dict[str, float] = {}
-        if config.metrics:
-            labels = classes() if config.conditional else None
-            images = trained(pair, state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
-            scores |= judge()(images) if "distance" in config.metrics else {}
-            scores |= modes()(images) if "modes" in config.metrics else {}
-            if others := [name for name in config.metrics if name in METRICS]:
-                network, known = real()
-                seen = embed.embed(network, [images], devices)
-                scores |= measure.measure(others, known, seen, network, labels)
-        return scores | (diagnosis()(state) if config.diagnose else {})
-
-    return evaluate
-
-
-def best(config: Config) -> str | None:
-    """The figure whose best checkpoint is kept."""
-    if not (config.eval_every and config.metrics):
-        return None
-    sign, colon, name = BEST[config.metrics[0]].rpartition(":")
-    return f"{sign}{colon}eval/{name}"
-
-
-def tell(what: str, accuracy: float) -> None:
-    print(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", file=sys.stderr)
-
-
 def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
@@ -355,6 +290,11 @@ def main(config: Config) -> None:
     def sample(state: State) -> np.ndarray:
         return report.grid(trained(pair, state).sample(jax.random.key(config.seed), 64))
 
+    def diagnosis() -> Diagnosis:
+        return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
+
+    sampler = functools.partial(trained, pair)
+    evaluate = evaluation(config, sampler, diagnosis if config.diagnose else None, source, devices)
     feed = data.place(
         source,
         batch_size=config.batch_size,
@@ -376,7 +316,7 @@ def main(config: Config) -> None:
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
         },
         sample=sample,
-        evaluate=evaluation(config, pair, game, source, held, devices),
+        evaluate=evaluate,
         best=best(config),
     )
 

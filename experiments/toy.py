@@ -273,8 +273,11 @@ def check(config: Config) -> None:
             raise InputError(f"--{name}={','.join(map(str, values))}: expected one value above 0, or start,end")
     if config.batch_size % 2:
         raise InputError(f"--batch_size={config.batch_size}: expected an even number, for pairs of points")
-    if 0 < config.steps < config.frames:
-        raise InputError(f"--frames={config.frames}: expected at most the {config.steps} steps")
+    for name in config.methods:
+        for data in config.data:
+            steps = steps_of(dataclasses.replace(config, steps=config.steps or MIXTURES[data].steps), METHODS[name])
+            if steps < config.frames:
+                raise InputError(f"--frames={config.frames}: expected at most the {steps} steps of {name}")
 
 
 def main(config: Config) -> None:

@@ -99,13 +99,14 @@ class Pair:
         rows = jnp.concatenate([rows + (k << 20) for k in range(copies)])
         label = None if label is None else jnp.tile(label, copies)
         aug_key, noise_key = jax.random.split(key)
+        instance_key = jax.random.fold_in(key, 2)  # apart from the two of the split, which are those of 0 and 1
 
         def score(variables, images):
             if self.augment is not None:
                 images = self.augment.apply(image_keys(aug_key, rows), images, self.probability(variables, state))
             if callable(self.noise) or self.noise:
                 normal = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))
-                images = images + at(self.noise, state.seen) * normal(image_keys(jax.random.fold_in(aug_key, 1), rows))
+                images = images + at(self.noise, state.seen) * normal(image_keys(instance_key, rows))
             images = packed(images, self.pack)
             return _apply(self.discriminator, params, variables, noise_key, batch, images, label, remat=self.remat)
 

@@ -44,5 +44,5 @@ def _import(kind: str, path: str) -> ModuleType:
         return importlib.import_module(path)
     except ImportError as error:
         raise InputError(f"cannot import {path!r} for the {kind}: {error}") from None
-    except ValueError:
+    except (ValueError, TypeError):  # an empty name, or one that begins with a dot
         raise InputError(f"{path!r} is no module path for the {kind}; expected pkg.module") from None

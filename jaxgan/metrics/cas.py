@@ -1,7 +1,7 @@
 """Classification accuracy score (arXiv:1905.10887): what a classifier that has seen only samples knows of real images.
 
 The published figure trains a ResNet-50 on as many samples as there are training images. Here it is the small classifier
-of `classify.py`, so the figure compares with `real` beside it, the same classifier trained on real images.
+of `classify.py`, so figures compare with each other, and with what real images in place of the samples give.
 """
 
 from typing import NamedTuple
@@ -28,6 +28,8 @@ def score(
     missing = np.setdiff1d(np.arange(classes), labels)
     if len(missing):
         raise InputError(f"no samples of class {missing[0]}: a classifier cannot learn it; expected all {classes}")
+    if max(labels.max(), test_labels.max()) >= classes:
+        raise InputError(f"class {max(labels.max(), test_labels.max())}: expected the classes 0 to {classes - 1}")
     if images.shape[1:] != test.shape[1:]:
         raise InputError(f"samples {images.shape[1:]} and test images {test.shape[1:]} differ in shape; --size helps")
     order = np.random.default_rng(seed).permutation(len(images))

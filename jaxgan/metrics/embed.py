@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from jaxgan.models import inception as published
 from jaxgan.sources import Source
 
 FEATURES = ("classifier", "inception", "pixels")
+MOST = 12_288  # values of an image, 64x64x3
 AHEAD = 2  # batches on the devices while the host collects results
 
 
@@ -57,7 +59,12 @@ class Embedded(NamedTuple):
 
 
 def pixels(shape: tuple[int, int, int]) -> Network:
-    """The pixels themselves, in [-1, 1]: what it costs nothing to have, and tells little of large images."""
+    """The pixels themselves, in [-1, 1]: what it costs nothing to have, and tells little of large images.
+
+    InputError for images of more than `MOST` values, whose covariance would take gigabytes.
+    """
+    if math.prod(shape) > MOST:
+        raise InputError(f"pixels as features: images of {shape} have over {MOST:,} values; --size makes them smaller")
     return Network("pixels", f"pixels-{'x'.join(map(str, shape))}", _flat)
 
 
@@ -89,9 +96,12 @@ def named(
 
 
 def classifier(judge: Judge) -> Network:
-    """The last hidden layer of a classifier of the data set itself: for images that are none of ImageNet's."""
-    told = digest(judge.params, judge.classifier)
-    return Network("classifier", told, _classifies(judge.classifier), judge.params, judge.labels is not None)
+    """The last hidden layer of a classifier of the data set itself: for images that are none of ImageNet's.
+
+    Of an unlabelled set it tells how far an image was turned, which are no classes of samples: there are no logits.
+    """
+    told, labelled = digest(judge.params, judge.classifier), judge.labels is not None
+    return Network("classifier", told, _classifies(judge.classifier, labelled), judge.params, labelled)
 
 
 def inception(weights: str | None, cache: epath.PathLike, resizing: str = "tensorflow") -> Network:
@@ -107,11 +117,11 @@ def inception(weights: str | None, cache: epath.PathLike, resizing: str = "tenso
 
 
 @functools.cache
-def _classifies(module: nn.Module) -> Callable:
-    def function(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _classifies(module: nn.Module, labelled: bool) -> Callable:
+    def function(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         outputs: Any = module.apply(params, images)
         logits, features = outputs
-        return features, logits
+        return features, logits if labelled else None
 
     return function
 
@@ -157,11 +167,12 @@ def batches(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray
     """uint8 (size, h, w, c) and how many of them count: the last is filled up, so that one program does for all."""
     held: list[np.ndarray] = []
     for part in parts:
-        held.append(to_uint8(part))
-        while sum(map(len, held)) >= size:
-            joined = np.concatenate(held)
-            yield joined[:size], size
-            held = [joined[size:]]
+        for start in range(0, len(part), size):  # in slices, so that no large part is copied as a whole
+            held.append(to_uint8(part[start : start + size]))
+            if sum(map(len, held)) >= size:
+                joined = np.concatenate(held)
+                yield joined[:size], size
+                held = [joined[size:]]
     rest = np.concatenate(held) if held else np.zeros(0)
     if len(rest):
         yield rest[np.minimum(np.arange(size), len(rest) - 1)], len(rest)
@@ -171,6 +182,13 @@ def batches(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray
 def _apply(function: Callable, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     with jax.default_matmul_precision("highest"):
         return function(params, to_float(images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def features(function: Callable, params: Any, images: jax.Array) -> jax.Array:
+    """Of images in [-1, 1] as they are, not rounded to bytes: for differences smaller than these."""
+    with jax.default_matmul_precision("highest"):
+        return function(params, images)[0]
 
 
 def digest(tree: Any, *how: Any) -> str:

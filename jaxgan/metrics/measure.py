@@ -9,10 +9,12 @@
 | is | is, is_std: of 10 splits; of the network's classes | 1606.03498 |
 | precision_recall | precision, recall: k = 3 | 1904.06991 |
 | density_coverage | density, coverage: k = 5 | 2002.09797 |
-| memorisation | authenticity: share of samples not nearer to a real image than its own nearest real one | 2102.08921 |
+| memorisation | authenticity: share of samples not nearer to a real image than its own nearest real one; of all
+that a `Reference` keeps | 2102.08921 |
 | accuracy | accuracy: share of samples that show the class that was asked for | 1905.10887 |
 
-Metrics that compare pairs take as many real images as there are samples, since they depend on the number of either.
+precision_recall and density_coverage take as many real images as there are samples, since they depend on the number
+of either. The subsets of kid share samples where there are few, so that its deviation is no error.
 """
 
 import functools
@@ -34,29 +36,25 @@ class Comparison:
 
     def __init__(self, network: Network, real: Reference, fake: Embedded, asked: np.ndarray | None, seed: int = 0):
         self.network, self.real, self.fake, self.asked, self.seed = network, real, fake, asked, seed
-        self.n = min(len(real.seen.features), len(fake.features))
+        self.n = min(len(real.features), len(fake.features))
 
     @functools.cached_property
     def near(self) -> neighbours.Neighbours:
-        return neighbours.neighbours(self.real.seen.features[: self.n], self.fake.features[: self.n])
+        return neighbours.neighbours(self.real.features[: self.n], self.fake.features[: self.n])
 
     def fid(self) -> dict[str, float]:
         return {"fid": frechet.distance(self.real.moments, frechet.moments(self.fake.features))}
 
     def kid(self) -> dict[str, float]:
-        found = kid.kid(
-            self.real.seen.features,
-            self.fake.features,
-            subsets=SUBSETS,
-            subset_size=min(SUBSET, self.n),
-            seed=self.seed,
-            full=False,
-        )
+        real, fake = self.real.features, self.fake.features
+        size = min(SUBSET, self.n)
+        subsets = 1 if len(real) == len(fake) == size else SUBSETS  # all of both is the same each time
+        found = kid.kid(real, fake, subsets=subsets, subset_size=size, seed=self.seed, full=False)
         return {"kid": found.mean, "kid_std": found.std}
 
     def inception_score(self) -> dict[str, float]:
         if self.fake.logits is None:
-            raise InputError(f"metric 'is' needs classes, which the features {self.network.name!r} do not have")
+            raise InputError(f"metric 'is' needs classes, which the features {self.network.name!r} do not tell")
         found = inception_score.from_logits(self.fake.logits, min(SPLITS, len(self.fake.logits)), self.seed)
         return {"is": found.mean, "is_std": found.std}
 
@@ -67,7 +65,7 @@ class Comparison:
         return {"density": self.near.density, "coverage": self.near.coverage}
 
     def memorisation(self) -> dict[str, float]:
-        return {"authenticity": self.near.authenticity}
+        return {"authenticity": neighbours.memorisation(self.fake.features, self.real.features).authenticity}
 
     def accuracy(self) -> dict[str, float]:
         if not self.network.labelled or self.fake.logits is None:
@@ -83,16 +81,17 @@ class Comparison:
 
 class Metric(NamedTuple):
     function: Callable[[Comparison], dict[str, float]]
-    best: str  # the figure that tells the best checkpoint, as `checkpoint.Checkpoints` takes it
+    best: str | None  # the figure that tells the best checkpoint, as `checkpoint.Checkpoints` takes it; None: it cannot
+    least: int = 2  # samples
 
 
 METRICS = {
     "fid": Metric(Comparison.fid, "fid"),
     "kid": Metric(Comparison.kid, "kid"),
     "is": Metric(Comparison.inception_score, "max:is"),
-    "precision_recall": Metric(Comparison.precision_recall, "max:recall"),
-    "density_coverage": Metric(Comparison.density_coverage, "max:coverage"),
-    "memorisation": Metric(Comparison.memorisation, "max:authenticity"),
+    "precision_recall": Metric(Comparison.precision_recall, "max:recall", 6),
+    "density_coverage": Metric(Comparison.density_coverage, "max:coverage", 6),
+    "memorisation": Metric(Comparison.memorisation, None),
     "accuracy": Metric(Comparison.accuracy, "max:accuracy"),
 }
 

@@ -1,0 +1,119 @@
+"""What `experiments.image` measures of a state during training: --metrics on the averaged generator, and --diagnose."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxgan import data, loop
+from jaxgan.errors import InputError, unknown
+from jaxgan.game import State
+from jaxgan.metrics import coverage, embed, measure
+from jaxgan.metrics import judge as quality
+from jaxgan.metrics.diagnose import Diagnosis
+from jaxgan.metrics.measure import METRICS
+from jaxgan.metrics.reference import Reference, reference
+from jaxgan.trained import Trained
+
+# --metrics, and the figure that tells the best checkpoint by each; None: it cannot.
+BEST: dict[str, str | None] = {"distance": "distance", "modes": "reverse_kl"}
+BEST |= {name: metric.best for name, metric in METRICS.items()}
+
+
+def check(config: Any) -> None:
+    """Raises InputError for what the first evaluation could not measure, an hour into the training."""
+    if not (config.eval_every and config.metrics):
+        return
+    if config.features not in embed.FEATURES and ":" not in config.features:
+        raise unknown("features", config.features, embed.FEATURES, "or your own: pkg.module:name")
+    first = config.metrics[0]
+    if BEST[first] is None:
+        raise InputError(f"--metrics={','.join(config.metrics)}: {first} does not tell a best checkpoint; not first")
+    for name in config.metrics:
+        least = METRICS[name].least if name in METRICS else 2
+        if config.eval_samples < least:
+            raise InputError(f"--eval_samples={config.eval_samples}: expected at least {least} for {name}")
+    if "accuracy" in config.metrics and not (config.conditional and config.features == "classifier"):
+        raise InputError("--metrics=accuracy needs --conditional and --features=classifier")
+    if "is" in config.metrics and config.features == "pixels":
+        raise InputError("--metrics=is needs classes, which --features=pixels do not tell")
+
+
+def best(config: Any) -> str | None:
+    """The figure whose best checkpoint is kept."""
+    if not (config.eval_every and config.metrics):
+        return None
+    sign, colon, name = (BEST[config.metrics[0]] or "").rpartition(":")
+    return f"{sign}{colon}eval/{name}"
+
+
+def evaluation(
+    config: Any,
+    sampler: Callable[[State], Trained],
+    diagnosis: Callable[[], Diagnosis] | None,
+    source: data.Source,
+    devices: list[jax.Device],
+) -> Callable[[State], dict[str, float]]:
+    """state -> figures, of `config.eval_samples` samples; classifiers are trained, or found, when first needed.
+
+    Whatever only has to be read from a file is read here, so that it is known to be there.
+    """
+    check(config)
+    cache = loop.cache_dir()
+    own = [device for device in devices if device.process_index == jax.process_index()]
+
+    @functools.cache
+    def classes() -> np.ndarray:
+        """As frequent as in the data."""
+        rows = np.random.default_rng(0).permutation(source.num_examples)[: quality.REFERENCE]
+        return np.resize(source.read(rows)["label"], config.eval_samples)
+
+    @functools.cache
+    def judge() -> quality.Judge:
+        judge = quality.train(source, config.eval_samples, cache)
+        tell("labels" if judge.labels is not None else "rotations", judge.accuracy)
+        return judge
+
+    @functools.cache
+    def modes() -> coverage.Coverage:
+        modes = coverage.train(source, cache)
+        tell("digits", modes.accuracy)
+        return modes
+
+    others = [name for name in config.metrics if name in METRICS]
+    network = functools.cache(functools.partial(named, config, source, judge, cache))
+    if others and config.eval_every and config.features != "classifier":
+        network()
+
+    @functools.cache
+    def real() -> Reference:
+        return reference(network(), source, 0, cache, own)
+
+    diagnosed = functools.cache(diagnosis) if diagnosis else None
+
+    def evaluate(state: State) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        if config.metrics:
+            labels = classes() if config.conditional else None
+            images = sampler(state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
+            scores |= judge()(images) if "distance" in config.metrics else {}
+            scores |= modes()(images) if "modes" in config.metrics else {}
+            if others:
+                seen = embed.embed(network(), [images], own)
+                scores |= measure.measure(others, real(), seen, network(), labels)
+        return scores | (diagnosed()(state) if diagnosed else {})
+
+    return evaluate
+
+
+def named(config: Any, source: data.Source, judge: Callable[[], quality.Judge], cache: epath.PathLike) -> embed.Network:
+    """The network of --features."""
+    return embed.named(config.features, source, judge, cache, config.inception_weights)
+
+
+def tell(what: str, accuracy: float) -> None:
+    print(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", file=sys.stderr)

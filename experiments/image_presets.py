@@ -181,6 +181,7 @@ PUBLISHED: Rows = {
         "steps": 125_000,
         "ema": (346_600.0,),
     },
+    # FID 7.4 (abstract).
     "biggan_imagenet128": BIGGAN
     | LARGE
     | {

@@ -52,6 +52,11 @@ def test_falling():
     assert float(toy.falling((0.3,), 10.0)(jnp.float32(7))) == pytest.approx(0.3)
 
 
+def test_every_method_makes_as_many_moves():
+    config = toy.Config(steps=600)
+    assert [toy.steps_of(config, toy.METHODS[name]) for name in ("gan", "pacgan2", "wgan_gp")] == [600, 600, 200]
+
+
 def test_table(tmp_path, capfd):
     methods = ("pacgan2", "relativistic")
     argv = (f"--workdir={tmp_path}/toy", "--data=ring", f"--methods={','.join(methods)}", *TINY)

@@ -42,12 +42,12 @@ def look(classifier: nn.Module, params: Any, images: np.ndarray) -> tuple[np.nda
     return features, classes
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _fit(classifier, images, labels):
-    """Adam with weight decay over `STEPS` batches, each image shifted by up to an eighth of its side."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fit(classifier, steps, images, labels):
+    """Adam with weight decay over `steps` batches, each image shifted by up to an eighth of its side."""
     init_key, key = jax.random.split(jax.random.key(0))
     params = classifier.init(init_key, images[:1].astype(jnp.float32))
-    optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, STEPS), weight_decay=0.05)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=0.05)
     reach = [max(n // 8, 1) for n in images.shape[1:3]]
 
     def loss(params, x, y):
@@ -68,12 +68,12 @@ def _fit(classifier, images, labels):
         updates, state = optimizer.update(jax.grad(loss)(params, x, labels[rows]), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, STEPS))[0][0]
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
 
 
 def train(classifier: nn.Module, images: np.ndarray, labels: np.ndarray) -> Any:
     """Parameters, of images uint8 (n, h, w, c) and their classes (n,)."""
-    return jax.device_get(_fit(classifier, images, labels))
+    return jax.device_get(_fit(classifier, STEPS, images, labels))
 
 
 def write(path: epath.Path, params: Any) -> None:

@@ -340,8 +340,8 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
 def cell(values: list[float]) -> str:
     if not values:
         return "-"
-    if len(values) == 1:
-        return f"{values[0]:.4g}"
+    if min(values) == max(values):
+        return f"{values[0]:,.0f}" if values[0] == round(values[0]) else f"{values[0]:.4g}"
     found = repeats.interval(values)
     return f"{found.mean:.4g} ± {found.half_width:.2g}"
 

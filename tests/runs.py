@@ -42,12 +42,12 @@ def program(workdir, *argv):
     return process.returncode, out, err
 
 
-def here(capfd, *argv):
-    """The same in this process."""
+def here(capfd, *argv, script=image):
+    """The same in this process, of any experiment."""
     capfd.readouterr()
     code = 0
     try:
-        flags.main(image.Config, image.PRESETS, image.main, argv)
+        flags.main(script.Config, getattr(script, "PRESETS", {}), script.main, argv)
     except SystemExit as ending:
         code = ending.code
     return code, *capfd.readouterr()

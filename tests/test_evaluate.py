@@ -1,5 +1,6 @@
 """From images to a table: any division of the work gives the same figures, which fall and rise as they should."""
 
+import functools
 import gzip
 import itertools
 import json
@@ -12,10 +13,11 @@ from PIL import Image
 from scipy import ndimage
 
 from experiments import evaluate, image, image_evaluation
-from jaxgan import checkpoint, data, flags, sources
+from jaxgan import checkpoint, data, sources
 from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
+from tests import runs
 from tests.runs import compile_quickly
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -183,14 +185,7 @@ def run(tmp_path_factory):
     return workdir
 
 
-def called(capfd, *argv):
-    capfd.readouterr()
-    code = 0
-    try:
-        flags.main(evaluate.Config, {}, evaluate.main, argv)
-    except SystemExit as ending:
-        code = ending.code
-    return code, *capfd.readouterr()
+called = functools.partial(runs.here, script=evaluate)
 
 
 def test_a_run_is_measured_with_intervals_and_a_picture(run, tmp_path, capfd):

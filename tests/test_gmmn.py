@@ -1,5 +1,6 @@
 """Moment matching networks: the Parzen window against SciPy, the two games, and whole runs, interrupted in either."""
 
+import functools
 import json
 
 import jax
@@ -12,9 +13,10 @@ from scipy.stats import kstest, multivariate_normal
 
 import jaxgan
 from experiments import gmmn
-from jaxgan import data, flags, loop
+from jaxgan import data, loop
 from jaxgan.metrics import parzen
 from jaxgan.models.gmmn import Autoencoder, Generator
+from tests import runs
 from tests.runs import QUIET, bits, compile_quickly, lines, same_run
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -101,15 +103,7 @@ def test_images_are_told_apart():
     assert len({x.tobytes() for x in together}) == 1797, "so that the line above says what it should"
 
 
-def here(capfd, *argv):
-    """Exit code, stdout and stderr of an experiment in this process."""
-    capfd.readouterr()
-    code = 0
-    try:
-        flags.main(gmmn.Config, gmmn.PRESETS, gmmn.main, argv)
-    except SystemExit as ending:
-        code = ending.code
-    return code, *capfd.readouterr()
+here = functools.partial(runs.here, script=gmmn)
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, capfd, monkeypatch):

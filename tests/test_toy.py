@@ -1,5 +1,6 @@
 """Rings and grids: the data, the games, and a table from start to end."""
 
+import functools
 import json
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import toy
-from jaxgan import flags
+from tests import runs
 from tests.runs import compile_quickly
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -15,13 +16,7 @@ __all__ = ["compile_quickly"]  # a fixture
 TINY = ("--steps=4", "--frames=2", "--seeds=2", "--width=4", "--batch_size=8")
 
 
-def run(capfd, *argv):
-    code = 0
-    try:
-        flags.main(toy.Config, {}, toy.main, argv)
-    except SystemExit as ending:
-        code = ending.code
-    return code, *capfd.readouterr()
+run = functools.partial(runs.here, script=toy)
 
 
 def test_mixtures_are_the_published_ones():

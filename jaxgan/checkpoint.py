@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, StorageFault
 
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
@@ -68,11 +68,18 @@ class Checkpoints:
         """The steps of which there is a checkpoint, ascending."""
         return _steps(self._directory)
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         """Starts to write `state`, and waits for the save before it. A step that is there already is left alone.
 
-        Every leaf has been copied when this returns, so the state may be donated at once. Raises `InputError` if
-        nothing can be written, the save before this one failed, or the directory holds a later step.
+        more: metadata of this checkpoint beside that of the run.
+        Every leaf has been copied when this returns, so the state may be donated at once. Raises `StorageFault` if
+        nothing can be written or the save before this one failed, `InputError` if the directory holds a later step.
         """
         self.wait()
         try:
@@ -85,7 +92,8 @@ class Checkpoints:
                 raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
             arrays, manifest = _to_host(state)
             finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
-            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": self._metadata}
+            metadata = self._metadata | dict(more or {})
+            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
             checkpointables = {"state": _nest({name: array for name, array in arrays.items() if array.size})}
             response = writer.save_checkpointables_async(
                 step, checkpointables, force=True, metrics=finite, custom_metadata=custom
@@ -98,7 +106,7 @@ class Checkpoints:
         """The newest state that is whole, with its step; None if there are no checkpoints.
 
         Args:
-          template: a state of the same structure; its leaves tell dtypes, shapes and shardings, not values.
+          template: a state of the same structure, or its shapes; leaves tell dtypes, shapes and shardings, not values.
           step: take this one and no other.
 
         A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
@@ -122,7 +130,7 @@ class Checkpoints:
         return -min(ranked)[1] if ranked else None
 
     def wait(self) -> None:
-        """Returns when the last save is whole. Raises `InputError` if it failed, say for want of space."""
+        """Returns when the last save is whole. Raises `StorageFault` if it failed, say for want of space."""
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -222,8 +230,8 @@ def _aside(directory: epath.Path, step: int) -> epath.Path:
     return next(directory / name for name in names if not (directory / name).exists())
 
 
-def _unwritten(directory: epath.Path, step: int, error: Exception) -> InputError:
-    return InputError(f"cannot write the checkpoint of step {step} to {os.fspath(directory)!r}: {_line(error)}")
+def _unwritten(directory: epath.Path, step: int, error: Exception) -> StorageFault:
+    return StorageFault(f"cannot write the checkpoint of step {step} to {os.fspath(directory)!r}: {_line(error)}")
 
 
 def _line(error: BaseException) -> str:
@@ -350,12 +358,19 @@ def _compare(path: epath.Path, manifest: Manifest, expected: Manifest) -> None:
 
 def _place(array: np.ndarray, like: Any) -> Any:
     """`array` as the leaf that `like` is: on its devices, or a NumPy array, or a Python number."""
-    if not isinstance(like, jax.Array):
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return array if isinstance(like, np.ndarray | np.generic) else type(like)(array.item())
     if _is_key(like):
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(like))
         return jax.device_put(key, like.sharding)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def _impl(like: Any) -> Any:
+    """The kind of random key that an array stands for, or only its shape, of which `key_impl` knows nothing."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
+    return found[0]
 
 
 def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:

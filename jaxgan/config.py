@@ -43,4 +43,11 @@ class Common:
     deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
     tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
     profile: bool = option(False, "record the third call to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True)
+    on_nonfinite: str = option(
+        "stop",
+        "a loss or weight is not finite: stop, or go back to the last checkpoint, with other noise and half the rates",
+        ("stop", "rollback"),
+        resumable=True,
+    )
+    rollbacks: int = option(3, "how often, at most", resumable=True)
     dry_run: bool = option(False, "say what would be trained, and write nothing", resumable=True)

@@ -1,15 +1,34 @@
-"""What a user got wrong, in one line: the value, what was expected, and the nearest valid choice."""
+"""Why a program ends early, in one line each, and the exit code by which a supervisor tells them apart."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A wrong flag, name, path, shape or file. Scripts print its one line and exit with code 2, without a traceback."""
+    """A wrong flag, name, path, shape or file: the value, what was expected, and the nearest valid choice."""
+
+    code = 2
 
 
 class Diverged(ArithmeticError):
-    """A loss or a weight is not finite. Scripts print its one line and exit with code 3."""
+    """A loss or a weight is not finite."""
+
+    code = 3
+
+
+class StorageFault(Exception):
+    """The work directory cannot be written any longer: a full disk, one that has become read-only."""
+
+    code = 74  # EX_IOERR of sysexits.h
+
+
+class Preempted(Exception):
+    """A signal asked the run to end. The same command goes on where it stopped."""
+
+    code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+ENDINGS = (InputError, Diverged, StorageFault, Preempted)
 
 
 def unknown(kind: str, value: object, choices: Iterable[str], hint: str = "") -> InputError:

@@ -30,7 +30,7 @@ from absl import flags as absl_flags
 from etils import epath
 
 from jaxgan import files
-from jaxgan.errors import Diverged, InputError, unknown
+from jaxgan.errors import ENDINGS, InputError, Preempted, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
@@ -84,7 +84,7 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
 def main(
     config_class: type, presets: Presets, run: Callable[[Any], Any], argv: Sequence[str] | None = None, doc: str = ""
 ) -> None:
-    """`run(parse(...))` as a program: `InputError` is one line on stderr and exit code 2, `Diverged` one and code 3.
+    """`run(parse(...))` as a program: whatever `jaxgan.errors` names is one line on stderr and an exit code of its own.
 
     Args:
       argv: the arguments after the program's name, by default `sys.argv[1:]`.
@@ -93,9 +93,18 @@ def main(
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
-    except (InputError, Diverged) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(3 if isinstance(error, Diverged) else 2) from None
+    except ENDINGS as error:
+        stopped = isinstance(error, Preempted)  # no error: the run did as it was told
+        print(("" if stopped else "error: ") + " ".join(str(error).split()), file=sys.stderr)
+        if stopped and argv is None:
+            # The machine is about to go: not a second for threads that compile, which the interpreter would wait for.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.code)
+        raise SystemExit(error.code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:

@@ -6,9 +6,12 @@ bits: metrics after the checkpoint are dropped, and everything random is a funct
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import functools
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, parallel, report
+from jaxgan import checkpoint, flags, parallel, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
-from jaxgan.errors import Diverged, InputError
+from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
 from jaxgan.game import Game, State
+from jaxgan.preemption import Preemption
 
 Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
 Evaluate = Callable[[State], Mapping[str, float]]
 PROFILED = 2  # the number of the call that --profile records: the first compiles, the second warms caches
+SLOWER = 0.5  # what a rollback multiplies the learning rates by
 
 
 def cache_dir() -> Path:
@@ -60,76 +65,171 @@ def run(
 
     example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
     best: an evaluated metric whose best checkpoint is kept too, the one with the least; of "max:name" with the most.
+    Raises `Preempted` when a signal ended it, `StorageFault` when nothing can be written any longer, and `Diverged`.
     """
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
-    call = parallel.compile_steps(game, feed.draw, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        preemption = stack.enter_context(Preemption())
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+
+        def program(rollbacks: int) -> "Program":
+            slowed = game.slowed(SLOWER**rollbacks) if rollbacks else game
+            call = parallel.compile_steps(slowed, feed.draw, devices)
+            return Program(call, pool.submit(lambda: call.lower(shapes, *feed.like(length)).compile()), length)
+
+        def first() -> State:
+            # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
+            quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+            init = jax.jit(game.init, compiler_options=quick)
+            return parallel.replicate(init(jax.random.key(config.seed), example), devices)
+
         # Three things at once: the step compiles, the data are read, and the first state is made.
-        ahead = pool.submit(lambda: call.lower(shapes, *feed.like(length)).compile())
-        # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        init = jax.jit(game.init, compiler_options=quick)
-        state = parallel.replicate(init(jax.random.key(config.seed), example), devices)
+        compiling = program(0)
+        state = first()
         resident = feed.resident  # raises for data that cannot be read, before anything is written
-        workdir = claim(config)
-        resumed = flags.check_same(config, workdir)
+        directory = workdir.claim(config)
+        beat = stack.enter_context(workdir.held(directory))
+        resumed = flags.check_same(config, directory)
         checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about)
+            checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
-        step = 0
-        if found := checkpoints.restore(state):
+        step = rollbacks = 0
+        if found := checkpoints.restore(shapes):
             step, state = found
+            rollbacks = checkpoint.describe(directory / "checkpoints", step)["metadata"].get("rollbacks", 0)
         if step >= config.steps:
-            print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
+            print(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
-        flags.write(config, workdir, about)
-        report.truncate(workdir, step if resumed else -1)
-        start = step
-        log = stack.enter_context(
-            report.Report(
-                workdir,
-                total_steps=config.steps,
-                batch_size=config.batch_size,
-                start_step=step,
-                tensorboard=config.tensorboard,
-            )
-        )
-        if step:
-            log.note(f"resuming {workdir} at step {step}")
-        scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
-        for i, x in enumerate(feed.calls(step, config.steps, length)):
-            with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
-                whole = next(iter(x.values())).shape[1] == length  # the last may be shorter, and compiles by itself
-                state, stacked = (ahead.result() if whole else call)(state, resident, x)
-                stacked = jax.device_get(stacked)
-            first, step = step, step + len(next(iter(stacked.values())))
-            stop_if_diverged(stacked, game, first, checkpoints)
-            metrics = game.average(stacked, first)
-            due = due_between(first, step, config.steps)
-            scores = {}
-            if evaluate and due(config.eval_every):
-                # Before the first row the time is that of compilation, which has no rate to take a pause from.
-                with log.paused() if first > start else contextlib.nullcontext():
-                    scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
-                metrics |= scores
-            log.log(step, step * config.batch_size, metrics)
-            if sample and due(config.sample_every):
-                with log.paused():
-                    log.picture("", step, step * config.batch_size, sample(state))
-            if due(config.checkpoint_every) or step == config.steps:
-                with log.paused():
-                    save(checkpoints, step, state, scores)
-    seconds = time.monotonic() - started
+        with storing(directory, checkpoints):
+            flags.write(config, directory, about)
+            report.truncate(directory, step if resumed else -1)
+        if rollbacks:
+            compiling = program(rollbacks)
+        run = Run(game, feed, config, directory, checkpoints, preemption, beat, sample, evaluate)
+        for left in range(config.rollbacks, -1, -1):
+            try:
+                state, scores = play(run, compiling, resident, step, state, rollbacks)
+                break
+            except Diverged as error:
+                if config.on_nonfinite == "stop" or not left:
+                    raise
+                rollbacks += 1
+                compiling = program(rollbacks)
+                step, state = checkpoints.restore(shapes) or (0, first())
+                state = state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
+                report.truncate(directory, step or -1)
+                rate = f"learning rates times {SLOWER**rollbacks}"
+                print(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", file=sys.stderr)
+    step, seconds = config.steps, time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
     print(
         f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
-        f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"
+        f"everything lies in {directory}: checkpoints/, samples/, metrics.jsonl, config.json"
     )
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves."""
+
+    call: Any
+    ahead: concurrent.futures.Future
+    length: int
+
+    def of(self, steps: int) -> Any:
+        return self.ahead.result() if steps == self.length else self.call
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    game: Game
+    feed: Feed
+    config: Common
+    directory: epath.Path
+    checkpoints: checkpoint.Checkpoints
+    preemption: Preemption
+    beat: workdir.Beat
+    sample: Sample | None
+    evaluate: Evaluate | None
+
+
+def play(
+    run: Run, program: Program, resident: Any, step: int, state: State, rollbacks: int
+) -> tuple[State, dict[str, float]]:
+    """From `step` to the end: the last state, and its scores if it was evaluated."""
+    config, checkpoints, preemption = run.config, run.checkpoints, run.preemption
+    start = step
+    scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
+    storage = functools.partial(storing, run.directory, checkpoints)
+    kept = {"rollbacks": rollbacks} if rollbacks else {}
+    with storage():
+        log = report.Report(
+            run.directory,
+            total_steps=config.steps,
+            batch_size=config.batch_size,
+            start_step=step,
+            tensorboard=config.tensorboard,
+        )
+    with log:
+        if step:
+            log.note(f"resuming {run.directory} at step {step}")
+        if config.steps - step >= program.length:
+            program.of(program.length)  # waits for the compiler, as long as a signal may end that
+        preemption.begin()
+        for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
+            with profiled(run.directory) if config.profile and i == PROFILED else contextlib.nullcontext():
+                steps = next(iter(x.values())).shape[1]  # the last call may be shorter
+                state, stacked = program.of(steps)(state, resident, x)
+                stacked = jax.device_get(stacked)
+            first, step = step, step + steps
+            stop_if_diverged(stacked, run.game, first, checkpoints)
+            metrics = run.game.average(stacked, first) | kept
+            due = due_between(first, step, config.steps)
+            scores = {}
+            if run.evaluate and due(config.eval_every):
+                # Before the first row the time is that of compilation, which has no rate to take a pause from.
+                with log.paused() if first > start else contextlib.nullcontext():
+                    found = preemption.unless_asked(run.evaluate, state) or {}
+                scores = {f"eval/{name}": value for name, value in found.items()}
+            with storage():
+                log.log(step, step * config.batch_size, metrics | scores)
+                run.beat.now()
+            if run.sample and due(config.sample_every):
+                with log.paused():
+                    if (grid := preemption.unless_asked(run.sample, state)) is not None:
+                        log.picture("", step, step * config.batch_size, grid)
+            if due(config.checkpoint_every) or step == config.steps or preemption.asked:
+                with log.paused(), storage():
+                    log.flush()  # before the state that follows it: a run killed between the two draws no picture twice
+                    save(checkpoints, step, state, scores, kept)
+            if preemption.asked and step < config.steps:
+                with storage():
+                    checkpoints.wait()
+                raise Preempted(
+                    f"stopped by {preemption.name} at step {step}, saved {preemption.seconds:.1f} s after the signal; "
+                    "the same command goes on"
+                )
+        with storage():
+            log.close()
+            checkpoints.wait()
+    return state, scores
+
+
+@contextlib.contextmanager
+def storing(directory: epath.Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+    """What is written in here is written, or the run ends: it would train for nothing."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write to {os.fspath(directory)!r}: {error.strerror or error}"
+        raise StorageFault(f"{reason}; {last_good(checkpoints)}; the same command goes on from there") from error
 
 
 def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
@@ -144,44 +244,17 @@ def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:
 
 def check(config: Common) -> None:
     """What can be wrong with a run before any data is read; writes nothing."""
-    if not config.workdir:
-        raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
     for name in ("steps", "batch_size", "steps_per_call", "keep"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    for name in ("sample_every", "eval_every", "checkpoint_every"):
+    for name in ("sample_every", "eval_every", "checkpoint_every", "rollbacks"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
-    workdir = epath.Path(config.workdir).expanduser()
-    try:
-        if not flags.check_same(config, workdir):
-            for name in ("checkpoints", report.METRICS):
-                if (workdir / name).exists():
-                    raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise InputError(f"cannot write to --workdir={config.workdir}: {existing} is not a directory")
-    except OSError as error:  # a name that the file system cannot even look for
-        raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
-    if "://" not in os.fspath(workdir) and not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
-
-
-def claim(config: Common) -> epath.Path:
-    """The work directory, made if it is missing; or one line that says why it cannot be had."""
-    workdir = epath.Path(config.workdir).expanduser()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
-    return workdir
+    workdir.check(config)
 
 
 def stop_if_diverged(
@@ -205,14 +278,21 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def last_good(checkpoints: checkpoint.Checkpoints) -> str:
-    """What is left of a run that diverged."""
-    checkpoints.wait()
+    """What is left of a run that ends early."""
+    with contextlib.suppress(StorageFault):  # of the save under way
+        checkpoints.wait()
     steps = checkpoints.steps
     return f"the last good checkpoint stands, of step {steps[-1]}" if steps else "no checkpoint had been saved yet"
 
 
-def save(checkpoints: checkpoint.Checkpoints, step: int, state: State, scores: Mapping[str, float]) -> None:
+def save(
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: State,
+    scores: Mapping[str, float],
+    kept: Mapping[str, Any],
+) -> None:
     """Saves a state that is finite: the last update of a call may have broken what no loss has seen yet."""
     if not _finite(state.players):
         raise Diverged(f"the weights are not finite after step {step}; {last_good(checkpoints)}")
-    checkpoints.save(step, state, dict(scores))
+    checkpoints.save(step, state, dict(scores), kept)

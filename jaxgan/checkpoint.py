@@ -12,11 +12,15 @@ flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's me
 """
 
 import contextlib
+import errno
 import gc
 import json
 import logging
 import math
 import os
+import shutil
+import sys
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +65,7 @@ class Checkpoints:
         self._metadata = dict(metadata or {})
         self._damaged: set[int] = set()
         self._writer: Any = None  # an Orbax Checkpointer
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, contextlib.ExitStack] | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -91,16 +95,19 @@ class Checkpoints:
                 where = os.fspath(self._directory)
                 raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
             arrays, manifest = _to_host(state)
+            _check_room(self._directory, arrays)
             finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
             metadata = self._metadata | dict(more or {})
             custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
             checkpointables = {"state": _nest({name: array for name, array in arrays.items() if array.size})}
-            response = writer.save_checkpointables_async(
-                step, checkpointables, force=True, metrics=finite, custom_metadata=custom
-            )
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_quiet())
+                response = writer.save_checkpointables_async(
+                    step, checkpointables, force=True, metrics=finite, custom_metadata=custom
+                )
+                self._pending = step, response, stack.pop_all()
         except OSError as error:
-            raise _unwritten(self._directory, step, error) from error
-        self._pending = step, response
+            raise self._unwritten(step, error) from None
 
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
@@ -133,11 +140,12 @@ class Checkpoints:
         """Returns when the last save is whole. Raises `StorageFault` if it failed, say for want of space."""
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
-        try:
-            response.result()
-        except Exception as error:  # whatever the file system or the network had to say
-            raise _unwritten(self._directory, step, error) from error
+        (step, response, quiet), self._pending = self._pending, None
+        with quiet:
+            try:
+                response.result()
+            except Exception as error:  # whatever the file system or the network had to say
+                raise self._unwritten(step, error) from None
 
     def close(self) -> None:
         """Waits, and lets Orbax end its threads."""
@@ -147,6 +155,23 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+
+    def _unwritten(self, step: int, error: Exception) -> StorageFault:
+        """The save of `step` failed: nothing of it stays behind, and the writer, which would say so again, goes."""
+        fault = f"cannot write the checkpoint of step {step} to {os.fspath(self._directory)!r}: {_line(_root(error))}"
+        writer, self._writer = self._writer, None
+        with _quiet(), contextlib.suppress(Exception):
+            writer.close()
+        for part in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(OSError):
+                part.rmtree()
+        return StorageFault(f"{fault}; {self.standing}; the same command goes on from there")
+
+    @property
+    def standing(self) -> str:
+        """What a run that ends early has left to go on from."""
+        steps = self.steps
+        return f"the checkpoint of step {steps[-1]} stands" if steps else "no checkpoint had been saved yet"
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -230,8 +255,17 @@ def _aside(directory: epath.Path, step: int) -> epath.Path:
     return next(directory / name for name in names if not (directory / name).exists())
 
 
-def _unwritten(directory: epath.Path, step: int, error: Exception) -> StorageFault:
-    return StorageFault(f"cannot write the checkpoint of step {step} to {os.fspath(directory)!r}: {_line(error)}")
+def _check_room(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises OSError for a disk on which a checkpoint will not fit: better than half of one."""
+    if "://" in os.fspath(directory):
+        return
+    # Orbax takes 200 bytes a leaf for their table, 400 for the places, and rounds every file up.
+    wanted = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) + 2**16
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC, f"No space left on device: {free / 2**20:.1f} MiB free, {wanted / 2**20:.1f} needed"
+        )
 
 
 def _line(error: BaseException) -> str:
@@ -335,14 +369,22 @@ def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarr
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs each thing that it misses, with tracebacks; the one line of `_newest` says it all."""
+    """Orbax and TensorStore log each thing that fails, with tracebacks, in threads of theirs; our one line says it."""
     loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, threading.excepthook)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+
+    def shown(*error: Any) -> None:
+        # TensorStore reports to an event loop that Orbax has closed after the first failure.
+        if threading.current_thread() is threading.main_thread() and "Event loop is closed" not in str(error[1]):
+            hooks[0](*error)
+
+    sys.excepthook, threading.excepthook = shown, lambda _: None
     try:
         yield
     finally:
+        sys.excepthook, threading.excepthook = hooks
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -4,31 +4,40 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
+class Ending(Exception):
+    """One line for the user, and no traceback.
+
+    code: of the process. at_once: without the interpreter's own end, which waits for every thread.
+    """
+
+    code = 1
+    at_once = False
+
+
+class InputError(Ending, ValueError):
     """A wrong flag, name, path, shape or file: the value, what was expected, and the nearest valid choice."""
 
     code = 2
 
 
-class Diverged(ArithmeticError):
+class Diverged(Ending, ArithmeticError):
     """A loss or a weight is not finite."""
 
     code = 3
 
 
-class StorageFault(Exception):
+class StorageFault(Ending):
     """The work directory cannot be written any longer: a full disk, one that has become read-only."""
 
     code = 74  # EX_IOERR of sysexits.h
+    at_once = True  # threads that write would be waited for, and some never end
 
 
-class Preempted(Exception):
+class Preempted(Ending):
     """A signal asked the run to end. The same command goes on where it stopped."""
 
     code = 75  # EX_TEMPFAIL of sysexits.h: try again
-
-
-ENDINGS = (InputError, Diverged, StorageFault, Preempted)
+    at_once = True  # the machine is about to go
 
 
 def unknown(kind: str, value: object, choices: Iterable[str], hint: str = "") -> InputError:

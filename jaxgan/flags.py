@@ -30,7 +30,7 @@ from absl import flags as absl_flags
 from etils import epath
 
 from jaxgan import files
-from jaxgan.errors import ENDINGS, InputError, Preempted, unknown
+from jaxgan.errors import Ending, InputError, Preempted, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
@@ -93,15 +93,14 @@ def main(
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
-    except ENDINGS as error:
-        stopped = isinstance(error, Preempted)  # no error: the run did as it was told
-        print(("" if stopped else "error: ") + " ".join(str(error).split()), file=sys.stderr)
-        if stopped and argv is None:
-            # The machine is about to go: not a second for threads that compile, which the interpreter would wait for.
+    except Ending as ending:
+        prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
+        print(prefix + " ".join(str(ending).split()), file=sys.stderr)
+        if ending.at_once and argv is None:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(error.code)
-        raise SystemExit(error.code) from None
+            os._exit(ending.code)
+        raise SystemExit(ending.code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

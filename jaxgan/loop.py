@@ -281,8 +281,7 @@ def last_good(checkpoints: checkpoint.Checkpoints) -> str:
     """What is left of a run that ends early."""
     with contextlib.suppress(StorageFault):  # of the save under way
         checkpoints.wait()
-    steps = checkpoints.steps
-    return f"the last good checkpoint stands, of step {steps[-1]}" if steps else "no checkpoint had been saved yet"
+    return checkpoints.standing
 
 
 def save(

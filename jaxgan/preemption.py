@@ -13,6 +13,7 @@ thread listens too, on the pipe into which the interpreter writes every signal w
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -73,10 +74,13 @@ class Preemption:
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
+        # Raised in a destructor the exception is lost, and would be printed; `begin` raises it again.
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before:
+            sys.unraisablehook = self._unraisable
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -105,6 +109,10 @@ class Preemption:
         if self._raises:
             self._raises = False  # once
             raise self._early()
+
+    def _ignored(self, error: Any) -> None:
+        if not isinstance(error.exc_value, Preempted):
+            self._unraisable(error)
 
     def _early(self) -> Preempted:
         return Preempted(f"stopped by {self.name} before a new step was made; the same command starts again")

@@ -109,18 +109,20 @@ class Checkpoints:
         except OSError as error:
             raise self._unwritten(step, error) from None
 
-    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
 
         Args:
           template: a state of the same structure, or its shapes; leaves tell dtypes, shapes and shardings, not values.
           step: take this one and no other.
+          before: take none of this step or later; the next `save` moves those aside.
 
         A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
         Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
         """
         self.wait()
         expected = _manifest_of(template)
+        self._damaged |= {step for step in self.steps if before is not None and step >= before}
         found = _newest(self._directory, step, expected, self._damaged)
         if found is None:
             return None
@@ -320,7 +322,7 @@ def _newest(
     steps = _steps(directory)
     if step is not None and step not in steps:
         raise InputError(f"no checkpoint of step {step} in {os.fspath(directory)!r}; there are {steps or 'none'}")
-    candidates = steps[::-1] if step is None else [step]
+    candidates = [step for step in steps[::-1] if step not in damaged] if step is None else [step]
     for candidate in candidates:
         try:
             return candidate, _load(directory / str(candidate), expected)

@@ -118,7 +118,9 @@ def run(
                     raise
                 rollbacks += 1
                 compiling = program(rollbacks)
-                step, state = checkpoints.restore(shapes) or (0, first())
+                # One that leads nowhere was saved too late: then the one before it, or from the start.
+                before = step if step in checkpoints.steps[-1:] else None
+                step, state = checkpoints.restore(shapes, before=before) or (0, first())
                 state = state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
                 report.truncate(directory, step or -1)
                 rate = f"learning rates times {SLOWER**rollbacks}"

@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from jaxgan import checkpoint
-from tests.runs import TINY, lines, program, rows, same_run, snapshot, start
+from tests.runs import ROOT, TINY, lines, program, rows, same_run, snapshot, start
 
 SEED = 0
 
@@ -414,6 +415,52 @@ def two_at_once(folder: Path, times: int) -> str:
     return f"{times} second runs of one directory refused"
 
 
+# --- long runs
+
+LONG_RUN = """
+import os, sys
+import numpy as np
+from tests import small
+
+def count():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+seen = []
+def evaluate(state):
+    seen.append(count())
+    return {"x": float(state.players["one"].params["x"])}
+
+def sample(state):
+    return np.full((64, 64, 3), int(state.step) % 256, np.uint8)
+
+small.run(sys.argv[1], rate=1e-4, steps=int(sys.argv[2]), steps_per_call=1, sample_every=100, eval_every=20,
+          checkpoint_every=200, tensorboard=True, evaluate=evaluate, sample=sample)
+print(*(",".join(map(str, row)) for row in seen))
+"""
+
+
+def long_run(folder: Path, calls: int) -> str:
+    """Memory, open files and threads over so many calls, with logs, pictures, evaluations and checkpoints.
+
+    The least of a tenth of the run is compared with the least of another, for a save under way has threads and buffers.
+    """
+    command = [sys.executable, "-c", LONG_RUN, str(folder / "run"), str(calls)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = np.array([list(map(int, row.split(","))) for row in done.stdout.splitlines()[-1].split()])
+    tenth = len(seen) // 10
+    early, late = seen[tenth : 2 * tenth].min(0), seen[-tenth:].min(0)
+    growth = late[0] / early[0] - 1
+    assert growth < 0.01 and late[1] <= early[1] and late[2] <= early[2], (early, late)
+    size = sum(path.stat().st_size for path in (folder / "run" / "checkpoints").rglob("*") if path.is_file())
+    assert len(steps_of(folder / "run")) == 2
+    return (
+        f"{calls:,} calls: resident memory {early[0] / 2**20:.1f} to {late[0] / 2**20:.1f} MiB ({growth:+.2%}), "
+        f"files {early[1]} to {late[1]}, threads {early[2]} to {late[2]}; checkpoints {size / 2**10:.0f} KiB"
+    )
+
+
 KINDS = {
     "kills": (kills, 200),
     "signals": (signals, 50),
@@ -426,6 +473,7 @@ KINDS = {
     "broken_streams": (broken_streams, 10),
     "divergence": (divergence, 10),
     "two_at_once": (two_at_once, 10),
+    "long_run": (long_run, 10_000),
 }
 
 

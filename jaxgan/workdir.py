@@ -79,6 +79,8 @@ def held(workdir: epath.Path) -> Iterator["Beat"]:
             beat.stop()
         return
     file = _locked(Path(workdir / LOCK), workdir)
+    for part in (*workdir.glob(".*.part"), *workdir.glob("samples/.*.part")):
+        part.unlink(missing_ok=True)  # of a process that was killed while it wrote
     try:
         yield Beat(None)
     finally:

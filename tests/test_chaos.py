@@ -126,8 +126,10 @@ def test_one_run_a_directory(tmp_path):
             second.__enter__()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / workdir.LOCK).write_text("left behind by one that was killed")
+    (tmp_path / ".config.json.123.part").write_text("half")
     with workdir.held(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_programs(tmp_path):

@@ -84,7 +84,7 @@ def killed(workdir, delay, *argv):
     return code != 0
 
 
-@pytest.mark.parametrize("placement", ["resident", "stream"])
+@pytest.mark.parametrize("placement", [pytest.param("resident", marks=pytest.mark.slow), "stream"])
 def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, placement):
     """And a stream gives the bits of resident data, which the undisturbed run had."""
     seconds = [json.loads(line)["seconds"] for line in lines(whole)]

@@ -207,11 +207,12 @@ def play(
                 with log.paused():
                     if (grid := preemption.unless_asked(run.sample, state)) is not None:
                         log.picture("", step, step * config.batch_size, grid)
-            if due(config.checkpoint_every) or step == config.steps or preemption.asked:
+            stop = preemption.asked and step < config.steps
+            if stop or due(config.checkpoint_every) or step == config.steps:
                 with log.paused(), storage():
                     log.flush()  # before the state that follows it: a run killed between the two draws no picture twice
                     save(checkpoints, step, state, scores, kept)
-            if preemption.asked and step < config.steps:
+            if stop:
                 with storage():
                     checkpoints.wait()
                 raise Preempted(

@@ -36,7 +36,7 @@ from jaxgan.metrics.reference import Reference, reference
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
 # Flags of a run that its real images depend on.
-DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels")
+DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images")
 PATHS = 2048  # of perceptual path length
 TESTED = 10_000  # test images, at most
 SHOWN = 32  # samples beside their nearest real image
@@ -58,6 +58,7 @@ class Config:
         ("", *CROPS),
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
+    skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")
     metrics: tuple[str, ...] = option(
         ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
     )
@@ -183,7 +184,11 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     """Images by the flags given, or else as the run saw them."""
 
     def given(flag: str) -> Any:
-        return getattr(config, flag) or stored.get(flag, getattr(config, flag))
+        own = getattr(config, flag)
+        found = own or stored.get(flag, own)
+        if type(found) is not type(own):
+            raise InputError(f"the run's {flag} is {str(found)[:60]!r}; expected {type(own).__name__}")
+        return found
 
     manual = given("manual_dir")
     if manual and not config.manual_dir and not epath.Path(manual).expanduser().is_dir():
@@ -197,14 +202,15 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         crop=given("crop") or "center",
         channels=given("channels"),
         cache=loop.cache_dir() / "decoded",
+        skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
 
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     name = config.dataset or stored.get("dataset", "")
-    if not name:
+    if not name or not isinstance(name, str):
         raise InputError("the run names no data set; expected --dataset with it")
-    own = "" if config.dataset else stored.get("split", "")
+    own = "" if config.dataset else str(stored.get("split", ""))
     source = load(config, stored, name, config.split or own or "train")
     found = functools.partial(judged, source)
     network = embed.named(config.features, source, found, loop.cache_dir(), config.inception_weights, config.resize)

@@ -277,6 +277,7 @@ def main(config: Config) -> None:
         crop=config.crop,
         channels=config.channels,
         cache=loop.cache_dir() / "decoded",
+        skip_bad=config.skip_bad_images,
     )
     source = load(config.split)
     source, held = held_out(source, config.split, load) if config.diagnose else (source, None)

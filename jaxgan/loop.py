@@ -6,6 +6,7 @@ bits: metrics after the checkpoint are dropped, and everything random is a funct
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, parallel, report
+from jaxgan import checkpoint, files, flags, memory, parallel, report
 from jaxgan.config import Common
 from jaxgan.data import Feed
-from jaxgan.errors import Diverged, InputError
+from jaxgan.errors import Diverged, InputError, printable
 from jaxgan.game import Game, State
 
 Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
@@ -64,6 +65,7 @@ def run(
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
     call = parallel.compile_steps(game, feed.draw, devices)
+    check_memory(game, config, example, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
@@ -86,6 +88,8 @@ def run(
             print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
         flags.write(config, workdir, about)
+        if feed.skipped:
+            files.write(workdir / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
         report.truncate(workdir, step if resumed else -1)
         start = step
         log = stack.enter_context(
@@ -152,6 +156,9 @@ def check(config: Common) -> None:
     for name in ("sample_every", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
+    for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
+        if getattr(config, name) > most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
@@ -169,6 +176,20 @@ def check(config: Common) -> None:
         raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
     if "://" not in os.fspath(workdir) and not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
+
+
+def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+    try:
+        state = jax.eval_shape(game.init, jax.random.key(config.seed), example)
+    except (OverflowError, MemoryError):
+        raise InputError("the networks are too large for any memory; expected less of --width or --latent") from None
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    batch = game.draws * config.batch_size // len(devices) * len(own) * 4 * math.prod(example["image"].shape[1:])
+    room = memory.of(own)
+    memory.check(weights * len(own), "the networks and their optimizers", "expected less of --width", room)
+    memory.check(batch, f"a step with --batch_size={config.batch_size}", "expected a smaller batch", room)
 
 
 def claim(config: Common) -> epath.Path:

@@ -20,6 +20,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,8 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxgan import memory
 from jaxgan.errors import InputError
 
+LARGEST = 2**26  # bytes of a file of settings
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
@@ -307,12 +310,15 @@ def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
 
 def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     ocp = _orbax()
-    custom = ocp.checkpointables_metadata(path).custom_metadata or {}
+    _check_files(path)
+    metadata = ocp.checkpointables_metadata(path)
+    custom = metadata.custom_metadata or {}
     manifest = custom.get("leaves")
     if not manifest or _crc(manifest) != custom.get("crc"):
         raise _Damaged("the table of its leaves is gone or changed")
     if expected is not None:
         _compare(path, manifest, expected)
+    _check_shapes(path, manifest, dict(_names(metadata.metadata["state"])))
     stored = ocp.load_checkpointables(path, {"state": None})["state"]
     arrays = {name: np.asarray(array) for name, array in _names(stored)}
     for name, (dtype, shape, crc) in manifest.items():
@@ -323,6 +329,27 @@ def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarr
         if not same or _crc(array) != crc:
             raise _Damaged(f"{name} is not what was written")
     return arrays
+
+
+def _check_files(path: epath.Path) -> None:
+    """A pipe would be waited for, and a file of settings is read as a whole."""
+    if "://" in os.fspath(path):
+        return
+    for file in Path(path).rglob("*"):
+        if not (file.is_dir() or file.is_file()):
+            raise _Damaged(f"{file.relative_to(path)} is no file")
+        if file.name in ("_METADATA", "_CHECKPOINT_METADATA") and file.stat().st_size > LARGEST:
+            raise _Damaged(f"{file.relative_to(path)} has more than {LARGEST:,} bytes")
+
+
+def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any]) -> None:
+    """Before any array is read: a file of a few bytes can declare one of any shape."""
+    for name, (dtype, shape, _) in manifest.items():
+        leaf = stored.get(name)
+        same = leaf is not None and (dtype.startswith("key<") or [str(leaf.dtype), list(leaf.shape)] == [dtype, shape])
+        if not same and 0 not in shape:
+            raise _Damaged(f"{name} is not what was written")
+    memory.check(sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values()), f"checkpoint {os.fspath(path)!r}")
 
 
 @contextlib.contextmanager

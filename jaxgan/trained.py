@@ -178,7 +178,7 @@ def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
             arguments["dtype"] = jnp.dtype(arguments["dtype"])
         return found(**{key: _frozen(value) for key, value in arguments.items()})
     except TypeError as error:
-        raise InputError(f"cannot build the network {stored['path']!r}: {str(error):.200}") from None
+        raise InputError(f"cannot build the network {stored['path']!r}: {error!s:.200}") from None
 
 
 def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -> Trained:

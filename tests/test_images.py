@@ -44,8 +44,8 @@ def test_pixels_of_unusual_files():
     np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
 
 
-def by_pillow(data, channels):
-    with Image.open(io.BytesIO(data)) as file:
+def by_plugins(data, channels):
+    with images.opened(io.BytesIO(data)) as file:
         return np.asarray(images.convert(images.upright(file), channels))
 
 
@@ -86,4 +86,4 @@ def test_plain_files_take_a_short_way_to_the_pixels_of_pillow():
         damaged.append(bytes(data))
     assert 50 < sum(images.plain(data) is not None for data in damaged) < 550
     for data in plain + others + damaged:
-        assert outcome(images.decode, data, None, 3) == outcome(by_pillow, data, 3)
+        assert outcome(images.decode, data, None, 3) == outcome(by_plugins, data, 3)

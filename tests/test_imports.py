@@ -75,7 +75,15 @@ GAME = (
     "jaxgan.augment",
 )
 RUN = ("jaxgan.loop", "jaxgan.parallel", "jaxgan.checkpoint", "jaxgan.report", "jaxgan.trained", "jaxgan.config")
-DATA = ("jaxgan.data", "jaxgan.sources", "jaxgan.prepared", "jaxgan.images", "jaxgan.datasets")
+DATA = (
+    "jaxgan.data",
+    "jaxgan.sources",
+    "jaxgan.folders",
+    "jaxgan.archives",
+    "jaxgan.prepared",
+    "jaxgan.images",
+    "jaxgan.datasets",
+)
 
 # Who never meets whom, not even through a third: the arrows of the design, read as walls.
 WALLS = {

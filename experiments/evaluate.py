@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, loop, report, trained
+from jaxgan import data, files, flags, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -157,6 +158,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     stored = flags.read(epath.Path(run).expanduser()).get("config", {})
+    memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
     def draw(seed: int) -> Samples:
         labels, start = gan.labels(None, config.num), 0

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from numpy.lib import format as npy
 
-from jaxgan import memory
+from jaxgan import files, memory
 from jaxgan.errors import InputError
 from jaxgan.sources import Source, first_line, from_arrays
 
@@ -20,7 +20,7 @@ LONGEST = 1 << 16  # bytes of the header of an array
 def npz(name: str, path: str, split: str, size: tuple[int, int] | None, crop: str, channels: int) -> Source:
     """Images and labels of an .npz file: keys `image`, `images`, `x`; with a split, `x_test` or `test_images`."""
     file = epath.Path(path).expanduser()
-    if not path or not file.is_file():
+    if not path or not files.is_plain(file):
         raise InputError(f"no file {path!r} for --dataset={name}; expected npz:FILE")
     try:
         with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:

@@ -1,8 +1,15 @@
 """Files that are whole or absent. Paths may be local or `gs://`."""
 
 import os
+import pathlib
 
 from etils import epath
+
+
+def is_plain(path: epath.PathLike) -> bool:
+    """Whether there is a file with an end: of a pipe or a device, which epath takes for files, it would be waited for."""
+    remote = "://" in os.fspath(path)
+    return epath.Path(path).is_file() if remote else pathlib.Path(path).is_file()
 
 
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:

@@ -121,7 +121,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     """What `write` put into `config.json`. Raises `InputError` where there is none, or none that can be read."""
     path = epath.Path(workdir) / "config.json"
     try:
-        if path.exists() and not path.is_file():
+        if path.exists() and not files.is_plain(path):
             raise ValueError("it is no file")
         if (length := path.stat().length) > LARGEST:
             raise ValueError(f"it has {length:,} bytes; expected at most {LARGEST:,}")
@@ -224,7 +224,7 @@ class _Kind:
                 return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
             value = self.base(text)
         except (ValueError, KeyError):
-            raise InputError(f"--{name}={text}: expected {self.expected}") from None
+            raise InputError(f"--{name}={text:.80}: expected {self.expected}") from None
         if self.base is float and not math.isfinite(value):
             raise InputError(f"--{name}={text}: expected a finite number")
         return value

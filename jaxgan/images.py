@@ -55,8 +55,8 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     parts = str(text).lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise InputError(f"size {text!r} is neither a number of pixels (64) nor HEIGHTxWIDTH (48x64)")
+    if len(parts) > 2 or not all(p.isdecimal() and p.strip("0") for p in parts):
+        raise InputError(f"size {text!r:.80} is neither a number of pixels (64) nor HEIGHTxWIDTH (48x64)")
     if max(map(len, parts)) > 9 or int(parts[0]) * int(parts[-1]) > LARGEST:
         raise InputError(f"size {text:.40}: expected images of at most {LARGEST:,} pixels")
     return int(parts[0]), int(parts[-1])

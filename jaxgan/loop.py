@@ -189,7 +189,8 @@ def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices
     batch = game.draws * config.batch_size // len(devices) * len(own) * 4 * math.prod(example["image"].shape[1:])
     room = memory.of(own)
     memory.check(weights * len(own), "the networks and their optimizers", "expected less of --width", room)
-    memory.check(batch, f"a step with --batch_size={config.batch_size}", "expected a smaller batch", room)
+    what = f"a step of {game.draws:,} batches of {config.batch_size:,} images"
+    memory.check(batch, what, "expected a smaller --batch_size", room)
 
 
 def claim(config: Common) -> epath.Path:

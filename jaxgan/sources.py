@@ -65,7 +65,7 @@ def from_arrays(
     channels: int = 0,
 ) -> Source:
     """A source over uint8 (n, h, w) or (n, h, w, c) and integer labels (n,) or (n, 1), converted once, here."""
-    if image.dtype != np.uint8 or image.ndim not in (3, 4) or not len(image):
+    if image.dtype != np.uint8 or image.ndim not in (3, 4) or not image.size:
         raise InputError(f"{name}: images are uint8 (n, h, w) or (n, h, w, c), given {image.dtype} {image.shape}")
     image = image[..., None] if image.ndim == 3 else image
     channels = images.check_channels(image.shape[-1], channels, name)

@@ -59,9 +59,7 @@ def main(config: Config) -> None:
     h, w, c = gan.generator.shape
     # All latents, and all images but for those that go into files of their own.
     numbers = gan.generator.latent * (STOPS if ending == ".gif" else 1) * 4 + (h * w * c if ending else 0)
-    memory.check(
-        config.num * numbers, f"--num={config.num} images {h}x{w}x{c} for --out={config.out}", "expected fewer"
-    )
+    memory.check(config.num * numbers, f"--num={config.num} images of {h}x{w}x{c}", "expected fewer")
     if not ending and c not in (1, 3):
         raise InputError(f"--out={config.out}: a PNG has 1 or 3 channels, these images {c}; expected an .npz")
     label = gan.labels(np.resize(config.classes, config.num) if config.classes else None, config.num)

@@ -7,7 +7,7 @@ from etils import epath
 
 
 def is_plain(path: epath.PathLike) -> bool:
-    """Whether there is a file with an end: of a pipe or a device, which epath takes for files, it would be waited for."""
+    """Whether it is a file that has an end: not a pipe or a device, which epath takes for files."""
     remote = "://" in os.fspath(path)
     return epath.Path(path).is_file() if remote else pathlib.Path(path).is_file()
 

@@ -28,6 +28,7 @@ UNREADABLE = (  # what Pillow raises for bytes that are no whole image
     ValueError,
     SyntaxError,
     EOFError,
+    AssertionError,
     IndexError,
     KeyError,
     TypeError,

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def cache_dir() -> Path:
 
 
 def setup(config: Common) -> None:
-    """Process-wide settings of JAX; before anything touches a device."""
+    """Process-wide settings, most of them of JAX; before anything touches a device."""
+    # Cameras write EXIF that is not quite right: a line for each, and nothing that pixels depend on.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

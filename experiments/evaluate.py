@@ -156,8 +156,12 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
+    stored = flags.read(epath.Path(run).expanduser())["config"]
+    for flag in DATA:
+        own = getattr(config, flag)
+        if type(found := stored.get(flag, own)) is not type(own):
+            raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
-    stored = flags.read(epath.Path(run).expanduser()).get("config", {})
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
     def draw(seed: int) -> Samples:
@@ -186,11 +190,7 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     """Images by the flags given, or else as the run saw them."""
 
     def given(flag: str) -> Any:
-        own = getattr(config, flag)
-        found = own or stored.get(flag, own)
-        if type(found) is not type(own):
-            raise InputError(f"the run's {flag} is {str(found)[:60]!r}; expected {type(own).__name__}")
-        return found
+        return getattr(config, flag) or stored.get(flag, getattr(config, flag))
 
     manual = given("manual_dir")
     if manual and not config.manual_dir and not epath.Path(manual).expanduser().is_dir():
@@ -210,9 +210,9 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     name = config.dataset or stored.get("dataset", "")
-    if not name or not isinstance(name, str):
+    if not name:
         raise InputError("the run names no data set; expected --dataset with it")
-    own = "" if config.dataset else str(stored.get("split", ""))
+    own = "" if config.dataset else stored.get("split", "")
     source = load(config, stored, name, config.split or own or "train")
     found = functools.partial(judged, source)
     network = embed.named(config.features, source, found, loop.cache_dir(), config.inception_weights, config.resize)

@@ -12,15 +12,15 @@ flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's me
 """
 
 import contextlib
-import gc
+import functools
 import json
 import logging
 import math
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import memory
+from jaxgan import files, memory
 from jaxgan.errors import InputError
 
-LARGEST = 2**26  # bytes of a file of settings
+LARGEST = 2**26  # bytes of a table, which is read as a whole
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
@@ -297,6 +297,7 @@ def _newest(
 
 def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
+    _hush()
     with _quiet():
         try:
             return _verified(path, expected)
@@ -304,13 +305,26 @@ def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
             reason = _line(_root(error))
-        gc.collect()  # asyncio complains of tasks that failed unseen when they are collected: here, where it is quiet
     raise _Damaged(reason)
+
+
+@functools.cache
+def _hush() -> None:
+    """Reads under way when one fails end later, each with a traceback: the event loop is closed that they report to."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     ocp = _orbax()
-    _check_files(path)
+    if odd := files.odd(path, "*_METADATA", LARGEST):
+        raise _Damaged(odd)
     metadata = ocp.checkpointables_metadata(path)
     custom = metadata.custom_metadata or {}
     manifest = custom.get("leaves")
@@ -329,17 +343,6 @@ def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarr
         if not same or _crc(array) != crc:
             raise _Damaged(f"{name} is not what was written")
     return arrays
-
-
-def _check_files(path: epath.Path) -> None:
-    """A pipe would be waited for, and a file of settings is read as a whole."""
-    if "://" in os.fspath(path):
-        return
-    for file in Path(path).rglob("*"):
-        if not (file.is_dir() or file.is_file()):
-            raise _Damaged(f"{file.relative_to(path)} is no file")
-        if file.name in ("_METADATA", "_CHECKPOINT_METADATA") and file.stat().st_size > LARGEST:
-            raise _Damaged(f"{file.relative_to(path)} has more than {LARGEST:,} bytes")
 
 
 def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any]) -> None:

@@ -12,6 +12,16 @@ def is_plain(path: epath.PathLike) -> bool:
     return epath.Path(path).is_file() if remote else pathlib.Path(path).is_file()
 
 
+def odd(folder: epath.PathLike, tables: str, most: int) -> str:
+    """What is wrong below a local folder: what is no file, or one of the name `tables` and of more bytes; else ""."""
+    for path in () if "://" in os.fspath(folder) else pathlib.Path(folder).rglob("*"):
+        if not (path.is_dir() or path.is_file()):
+            return f"{path.relative_to(folder)} is no file"
+        if path.match(tables) and path.stat().st_size > most:
+            return f"{path.relative_to(folder)} has more than {most:,} bytes"
+    return ""
+
+
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     """Writes `data` beside `path`, then moves it there: whoever reads sees the old file or the new one, never half.
 

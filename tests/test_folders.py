@@ -119,19 +119,9 @@ def test_links_lead_to_folders_once(faces, tmp_path):
 
 
 def test_names_of_any_letters_are_read(tmp_path):
-    names = [
-        "..png",
-        "-rf.png",
-        "a b.PNG",
-        "caf\u00e9.png",
-        "cafe\u0301.JPEG",
-        "\u4e2d.webp",
-        "'\";$(x).png",
-        "a\nb.png",
-    ]
-    names += ["back\\slash.png", os.fsdecode(b"\xff\xfe.png")]
-    visible = sorted(name for name in names if not name.startswith("."))
-    for i, name in enumerate(visible + ["..png"]):
+    names = ["-rf.png", "a b.PNG", "caf\u00e9.png", "cafe\u0301.JPEG", "\u4e2d.webp", "'\";$(x).png", "a\nb.png"]
+    visible = sorted([*names, "back\\slash.png", os.fsdecode(b"\xff\xfe.png")])
+    for i, name in enumerate([*visible, "..png"]):
         (tmp_path / name).write_bytes(png(1, 1, bytes([0, i])))
     assert folders.list_images(tmp_path) == (visible, {})
     found = data.read_all(data.load(f"folder:{tmp_path}", cache=tmp_path / "cache", skip_bad=True))["image"]

@@ -26,7 +26,7 @@ from etils import epath
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import images
+from jaxgan import files, images, memory
 from jaxgan.archives import npz
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
@@ -59,13 +59,14 @@ def load(
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
     (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
-    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`;
+    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
     `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
     """
     wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
     images.check_crop(crop)
+    files.check_remote(place)
     if channels < 0:
         raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")
     if skip_bad and kind != "folder":
@@ -87,7 +88,7 @@ def load(
         from jaxgan import prepared  # TFDS takes seconds to import
 
         source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
-    if source.nbytes > cache_gb * 2**30:
+    if source.nbytes > min(cache_gb * 2**30, memory.free()):
         return source
     file = None
     if cache is not None:

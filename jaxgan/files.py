@@ -1,9 +1,25 @@
 """Files that are whole or absent. Paths may be local or `gs://`."""
 
+import importlib.util
 import os
 import pathlib
+import re
 
 from etils import epath
+
+from jaxgan.errors import InputError
+
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # what opens them, where TensorFlow is not there to do it
+
+
+def check_remote(text: str) -> None:
+    """Raises InputError for the path of a bucket that nothing here can open; of a local path nothing is asked."""
+    kind = re.search(r"([A-Za-z0-9]+)://", text)
+    if kind and kind[1] not in BUCKETS:
+        raise InputError(f"{text[:200]!r}: expected a local path, {' or '.join(f'{name}://' for name in BUCKETS)}")
+    installed = kind and any(importlib.util.find_spec(name) for name in (BUCKETS[kind[1]], "tensorflow"))
+    if kind and not installed:
+        raise InputError(f"{text[:200]!r}: to read and write {kind[0]}, pip install {BUCKETS[kind[1]]}")
 
 
 def is_plain(path: epath.PathLike) -> bool:

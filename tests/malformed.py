@@ -137,6 +137,8 @@ def flag_cases() -> Iterator[Case]:
         "a flag without a name": ("--=5", "--"),
         "a flag without a value": ("--batch_size", "batch_size"),
         "a flag of control characters": ("--x\x1b[31m=1", "x"),
+        "a work directory on the web": ("--workdir=http://example.invalid/x", "'http://example.invalid/x'", "gs://"),
+        "a folder on the web": ("--dataset=folder:ftp://example.invalid/x", "ftp://", "gs://"),
         "skipping images of arrays": ("--skip_bad_images", "--skip_bad_images", "folder:DIR"),
     }
     for name, (given, *words) in table.items():

@@ -13,7 +13,7 @@ flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's me
 
 import contextlib
 import errno
-import gc
+import functools
 import json
 import logging
 import math
@@ -31,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxgan import files, memory
 from jaxgan.errors import InputError, StorageFault
 
+LARGEST = 2**26  # bytes of a table, which is read as a whole
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
@@ -338,6 +340,7 @@ def _newest(
 
 def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
+    _hush()
     with _quiet():
         try:
             return _verified(path, expected)
@@ -345,18 +348,34 @@ def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
             reason = _line(_root(error))
-        gc.collect()  # asyncio complains of tasks that failed unseen when they are collected: here, where it is quiet
     raise _Damaged(reason)
+
+
+@functools.cache
+def _hush() -> None:
+    """Reads under way when one fails end later, each with a traceback: the event loop is closed that they report to."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     ocp = _orbax()
-    custom = ocp.checkpointables_metadata(path).custom_metadata or {}
+    if odd := files.odd(path, "*_METADATA", LARGEST):
+        raise _Damaged(odd)
+    metadata = ocp.checkpointables_metadata(path)
+    custom = metadata.custom_metadata or {}
     manifest = custom.get("leaves")
     if not manifest or _crc(manifest) != custom.get("crc"):
         raise _Damaged("the table of its leaves is gone or changed")
     if expected is not None:
         _compare(path, manifest, expected)
+    _check_shapes(path, manifest, dict(_names(metadata.metadata["state"])))
     stored = ocp.load_checkpointables(path, {"state": None})["state"]
     arrays = {name: np.asarray(array) for name, array in _names(stored)}
     for name, (dtype, shape, crc) in manifest.items():
@@ -367,6 +386,16 @@ def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarr
         if not same or _crc(array) != crc:
             raise _Damaged(f"{name} is not what was written")
     return arrays
+
+
+def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any]) -> None:
+    """Before any array is read: a file of a few bytes can declare one of any shape."""
+    for name, (dtype, shape, _) in manifest.items():
+        leaf = stored.get(name)
+        same = leaf is not None and (dtype.startswith("key<") or [str(leaf.dtype), list(leaf.shape)] == [dtype, shape])
+        if not same and 0 not in shape:
+            raise _Damaged(f"{name} is not what was written")
+    memory.check(sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values()), f"checkpoint {os.fspath(path)!r}")
 
 
 @contextlib.contextmanager

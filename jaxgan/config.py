@@ -27,6 +27,9 @@ class Common:
         "center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none")
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
+    skip_bad_images: bool = option(
+        False, "leave out files of folder:DIR that cannot be read; decodes all of them once before the run"
+    )
     mirror: bool = option(False, "flip half of the images left to right")
     placement: str = option("auto", "data on the devices, or streamed", ("auto", "resident", "stream"), resumable=True)
     resident_gb: float = option(4.0, "data up to this size is kept on every device", resumable=True)

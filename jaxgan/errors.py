@@ -47,3 +47,8 @@ def unknown(kind: str, value: object, choices: Iterable[str], hint: str = "") ->
     nearest = f"; did you mean {near[0]!r}?" if near else ";"
     listing = " choices: " + ", ".join(choices) if choices else " there are none"
     return InputError(f"unknown {kind} {value!r}{nearest}{listing}{'; ' + hint if hint else ''}")
+
+
+def printable(text: str) -> str:
+    """What a terminal shows as it is; the rest, which names of files may hold to command a terminal, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,9 +8,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, parallel, report, workdir
+from jaxgan import checkpoint, files, flags, memory, parallel, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
-from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
+from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
 from jaxgan.game import Game, State
 from jaxgan.preemption import Preemption
 
@@ -39,7 +41,9 @@ def cache_dir() -> Path:
 
 
 def setup(config: Common) -> None:
-    """Process-wide settings of JAX; before anything touches a device."""
+    """Process-wide settings, most of them of JAX; before anything touches a device."""
+    # Cameras write EXIF that is not quite right: a line for each, and nothing that pixels depend on.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -69,6 +73,7 @@ def run(
     """
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
+    check_memory(game, config, example, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
@@ -105,6 +110,8 @@ def run(
             return state
         with storing(directory, checkpoints):
             flags.write(config, directory, about)
+            if feed.skipped:
+                files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
             report.truncate(directory, step if resumed else -1)
         if rollbacks:
             compiling = program(rollbacks)
@@ -253,11 +260,29 @@ def check(config: Common) -> None:
     for name in ("sample_every", "eval_every", "checkpoint_every", "rollbacks"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
+    for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
+        if getattr(config, name) > most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
     workdir.check(config)
+
+
+def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+    try:
+        state = jax.eval_shape(game.init, jax.random.key(config.seed), example)
+    except (OverflowError, MemoryError):
+        raise InputError("the networks are too large for any memory; expected less of --width or --latent") from None
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    batch = game.draws * config.batch_size // len(devices) * len(own) * 4 * math.prod(example["image"].shape[1:])
+    room = memory.of(own)
+    memory.check(weights * len(own), "the networks and their optimizers", "expected less of --width", room)
+    what = f"a step of {game.draws:,} batches of {config.batch_size:,} images"
+    memory.check(batch, what, "expected a smaller --batch_size", room)
 
 
 def stop_if_diverged(

@@ -84,7 +84,15 @@ RUN = (
     "jaxgan.workdir",
     "jaxgan.preemption",
 )
-DATA = ("jaxgan.data", "jaxgan.sources", "jaxgan.prepared", "jaxgan.images", "jaxgan.datasets")
+DATA = (
+    "jaxgan.data",
+    "jaxgan.sources",
+    "jaxgan.folders",
+    "jaxgan.archives",
+    "jaxgan.prepared",
+    "jaxgan.images",
+    "jaxgan.datasets",
+)
 
 # Who never meets whom, not even through a third: the arrows of the design, read as walls.
 WALLS = {

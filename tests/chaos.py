@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from jaxgan import checkpoint
+from tests import malformed
 from tests.runs import ROOT, TINY, lines, program, rows, same_run, snapshot, start
 
 SEED = 0
@@ -415,6 +416,25 @@ def two_at_once(folder: Path, times: int) -> str:
     return f"{times} second runs of one directory refused"
 
 
+# --- malformed input
+
+
+def malformed_input(folder: Path, times: int) -> str:
+    """Flags, images, archives, configs and checkpoints (`tests/malformed.py`), each given to a program of its own."""
+    chosen = list(malformed.cases())
+    random.Random(SEED).shuffle(chosen)
+    slowest, wrong = 0.0, []
+    for i, case in enumerate(chosen[:times]):
+        place = folder / str(i)
+        place.mkdir()
+        found = malformed.refuse(case, place)
+        slowest = max(slowest, found["seconds"])
+        wrong += [f"{case.name}: {problem}" for problem in malformed.problems(case, found)]
+    malformed.forget_run()
+    assert not wrong, "; ".join(wrong)
+    return f"{min(times, len(chosen))} malformed inputs refused, the slowest in {slowest:.1f} s"
+
+
 # --- long runs
 
 LONG_RUN = """
@@ -473,6 +493,7 @@ KINDS = {
     "broken_streams": (broken_streams, 10),
     "divergence": (divergence, 10),
     "two_at_once": (two_at_once, 10),
+    "malformed_input": (malformed_input, 100),
     "long_run": (long_run, 10_000),
 }
 

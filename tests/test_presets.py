@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 
 import jax
@@ -23,11 +24,18 @@ FAMILIES = {"sngan_mnist", "biggan_digits", "stylegan2_digits", "r3gan_digits"}
 LONG = {*PUBLISHED}
 
 
+def side_of(row):
+    """Of the images that a preset is for: what it resizes to, or what its data set has."""
+    name = row.get("dataset", "digits")
+    own = {"digits": 8, "mnist": 28, "fashion_mnist": 28, "stacked_mnist": 28, "cifar10": 32}
+    return int(row.get("size") or own.get(name) or re.search(r"(\d+)x\d+$", name)[1])
+
+
 def arguments(preset, folder, *more):
     """Random images of the size that a preset is for, and networks as narrow as they can be."""
     row = PRESETS[preset]
-    side = int(row.get("size") or (8 if preset in FAMILIES else 28))
-    colours = 3 if row.get("size") and preset not in FAMILIES else 1
+    side = side_of(row)
+    colours = 1 if side == 8 or "mnist" in row["dataset"] else 3
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (32, side, side, colours), np.uint8)
     np.savez(folder / "data.npz", image=pixels, label=rng.permutation(np.arange(32) % 10))
@@ -94,7 +102,7 @@ COUNTS = {
 def test_published_presets_fit_together(preset):
     """Networks, losses and optimizers, by their shapes alone; `-m slow` takes their steps."""
     config = flags.parse(image.Config, PRESETS, [f"--preset={preset}", "--workdir=nowhere"])
-    side = int(config.size or (32 if "32" in config.dataset or "cifar" in config.dataset else 64))
+    side = side_of(PRESETS[preset])
     classes = (1000 if "image" in config.dataset else 10) if config.conditional else 0
     pair = image.networks(config, (side, side, 3), classes)
     game = image.make_game(config, pair)

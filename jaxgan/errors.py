@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+HOST_LOST = 76  # the exit code of HostLost: EX_PROTOCOL, "the remote system did not keep to the protocol"
+
 
 class InputError(ValueError):
     """A wrong flag, name, path, shape or file. Scripts print its one line and exit with code 2, without a traceback."""
@@ -10,6 +12,10 @@ class InputError(ValueError):
 
 class Diverged(ArithmeticError):
     """A loss or a weight is not finite. Scripts print its one line and exit with code 3."""
+
+
+class HostLost(RuntimeError):
+    """Another host of the run is gone or hangs. Scripts print its one line and exit with code 76, at once."""
 
 
 def unknown(kind: str, value: object, choices: Iterable[str], hint: str = "") -> InputError:

@@ -29,8 +29,8 @@ from typing import Any
 from absl import flags as absl_flags
 from etils import epath
 
-from jaxgan import files
-from jaxgan.errors import Diverged, InputError, unknown
+from jaxgan import files, lastwords
+from jaxgan.errors import HOST_LOST, Diverged, HostLost, InputError, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
@@ -84,7 +84,8 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
 def main(
     config_class: type, presets: Presets, run: Callable[[Any], Any], argv: Sequence[str] | None = None, doc: str = ""
 ) -> None:
-    """`run(parse(...))` as a program: `InputError` is one line on stderr and exit code 2, `Diverged` one and code 3.
+    """`run(parse(...))` as a program: `InputError` is one line on stderr and exit code 2, `Diverged` one and code 3,
+    `HostLost` one and code 76.
 
     Args:
       argv: the arguments after the program's name, by default `sys.argv[1:]`.
@@ -93,9 +94,10 @@ def main(
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
-    except (InputError, Diverged) as error:
+    except (InputError, Diverged, HostLost) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(3 if isinstance(error, Diverged) else 2) from None
+        codes = {Diverged: 3, HostLost: HOST_LOST}
+        lastwords.leave(next((code for kind, code in codes.items() if isinstance(error, kind)), 2))
 
 
 def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:

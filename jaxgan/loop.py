@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, parallel, report
+from jaxgan import checkpoint, flags, hosts, lastwords, parallel, report
 from jaxgan.config import Common
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError
@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 
 
 def setup(config: Common) -> None:
-    """Process-wide settings of JAX; before anything touches a device."""
+    """Process-wide settings of JAX, and the other hosts; before anything touches a device."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -42,6 +42,7 @@ def setup(config: Common) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    hosts.initialise(config)
 
 
 def run(
@@ -65,46 +66,43 @@ def run(
     length = min(config.steps_per_call, feed.max_steps, config.steps)
     call = parallel.compile_steps(game, feed.draw, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
-    with contextlib.ExitStack() as stack:
+    with hosts.together(), contextlib.ExitStack() as stack:
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         # Three things at once: the step compiles, the data are read, and the first state is made.
-        ahead = pool.submit(lambda: call.lower(shapes, *feed.like(length)).compile())
+        ahead = pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length)))
         # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         init = jax.jit(game.init, compiler_options=quick)
         state = parallel.replicate(init(jax.random.key(config.seed), example), devices)
         resident = feed.resident  # raises for data that cannot be read, before anything is written
-        workdir = claim(config)
-        resumed = flags.check_same(config, workdir)
+        workdir = epath.Path(hosts.agree(lambda: os.fspath(claim(config))))
+        resumed = hosts.agree(flags.check_same, config, workdir)
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
         step = 0
         if found := checkpoints.restore(state):
             step, state = found
+        lastwords.stands(checkpoints.whole)
         if step >= config.steps:
-            print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
+            if hosts.first():
+                print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
-        flags.write(config, workdir, about)
-        report.truncate(workdir, step if resumed else -1)
+        hosts.agree(begin, config, workdir, about, step if resumed else -1)
         start = step
-        log = stack.enter_context(
-            report.Report(
-                workdir,
-                total_steps=config.steps,
-                batch_size=config.batch_size,
-                start_step=step,
-                tensorboard=config.tensorboard,
-            )
-        )
+        log = record(config, workdir, step)
+        stack.enter_context(log)
+        watch = stack.enter_context(lastwords.Watch(config.call_timeout))
         if step:
             log.note(f"resuming {workdir} at step {step}")
         scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
         for i, x in enumerate(feed.calls(step, config.steps, length)):
             with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
                 whole = next(iter(x.values())).shape[1] == length  # the last may be shorter, and compiles by itself
-                state, stacked = (ahead.result() if whole else call)(state, resident, x)
-                stacked = jax.device_get(stacked)
+                program = ahead.result() if whole else call
+                with watch.call(compiles=not whole or i == 0):
+                    state, stacked = program(state, resident, x)
+                    stacked = jax.device_get(stacked)
             first, step = step, step + len(next(iter(stacked.values())))
             stop_if_diverged(stacked, game, first, checkpoints)
             metrics = game.average(stacked, first)
@@ -113,15 +111,19 @@ def run(
             if evaluate and due(config.eval_every):
                 # Before the first row the time is that of compilation, which has no rate to take a pause from.
                 with log.paused() if first > start else contextlib.nullcontext():
-                    scores = {f"eval/{name}": value for name, value in evaluate(state).items()}
+                    figures = hosts.agree(evaluate, state)
+                    scores = {f"eval/{name}": value for name, value in figures.items()}
                 metrics |= scores
             log.log(step, step * config.batch_size, metrics)
             if sample and due(config.sample_every):
                 with log.paused():
-                    log.picture("", step, step * config.batch_size, sample(state))
+                    hosts.agree(picture, log, step, step * config.batch_size, sample, state)
             if due(config.checkpoint_every) or step == config.steps:
                 with log.paused():
                     save(checkpoints, step, state, scores)
+                lastwords.stands(checkpoints.whole)
+    if not hosts.first():
+        return state
     seconds = time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
@@ -130,6 +132,29 @@ def run(
         f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"
     )
     return state
+
+
+def begin(config: Common, workdir: epath.Path, about: Mapping[str, Any], step: int) -> None:
+    """What the directory holds before the first call: the config, and no row of a step after `step`."""
+    flags.write(hosts.alone(config), workdir, about)
+    report.truncate(workdir, step)
+
+
+def record(config: Common, workdir: epath.Path, step: int) -> report.Report | report.Silent:
+    """Where the run is reported: by the first host alone."""
+    if not hosts.first():
+        return report.Silent()
+    return report.Report(
+        workdir,
+        total_steps=config.steps,
+        batch_size=config.batch_size,
+        start_step=step,
+        tensorboard=config.tensorboard,
+    )
+
+
+def picture(log: report.Report | report.Silent, step: int, images: int, sample: Sample, state: State) -> None:
+    log.picture("", step, images, sample(state))
 
 
 def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
@@ -156,6 +181,11 @@ def check(config: Common) -> None:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
+    hosts.agree(check_workdir, config)
+
+
+def check_workdir(config: Common) -> None:
+    """Whether it can hold this run: it is empty, or the run's own, and may be written to."""
     workdir = epath.Path(config.workdir).expanduser()
     try:
         if not flags.check_same(config, workdir):
@@ -207,7 +237,7 @@ def _finite(tree: Any) -> jax.Array:
 def last_good(checkpoints: checkpoint.Checkpoints) -> str:
     """What is left of a run that diverged."""
     checkpoints.wait()
-    steps = checkpoints.steps
+    steps = hosts.agree(lambda: checkpoints.steps)
     return f"the last good checkpoint stands, of step {steps[-1]}" if steps else "no checkpoint had been saved yet"
 
 

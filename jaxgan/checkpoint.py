@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import hosts
+from jaxgan import hosts, lastwords
 from jaxgan.errors import InputError
 
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
@@ -68,7 +68,6 @@ class Checkpoints:
         self._writer: Any = None  # an Orbax AsyncCheckpointer
         self._pending = False  # whether it has something to finish
         self._saving: int | None = None  # its step, on every host
-        self.whole: int | None = None  # the last step that was restored, or is known to be saved
 
     @property
     def steps(self) -> list[int]:
@@ -130,9 +129,10 @@ class Checkpoints:
             arrays.update(found[1] if found else {})
             return found[0] if found else None
 
-        self.whole = found = hosts.agree(newest)
+        found = hosts.agree(newest)
         if found is None:
             return None
+        lastwords.stands(found)
         arrays = hosts.share(arrays)
         leaves, structure = jax.tree.flatten(template)
         placed = [_place(arrays[name], leaf) for name, leaf in zip(expected, leaves, strict=True)]
@@ -149,7 +149,7 @@ class Checkpoints:
             return
         step, self._saving = self._saving, None
         hosts.agree(self._finish, step)
-        self.whole = step
+        lastwords.stands(step)
 
     def _finish(self, step: int) -> None:
         self._pending = False
@@ -174,8 +174,9 @@ class Checkpoints:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None or not hosts.several():
             self.close()
-        elif self._pending:
-            self._finish(self._saving or 0)  # the others may be gone: without them
+        elif self._pending and self._saving is not None:
+            self._finish(self._saving)  # the others may be gone: without them
+            lastwords.stands(self._saving)
 
     def _tidy(self) -> None:
         """Moves damaged checkpoints aside, which would push out good ones, and removes what killed saves left."""

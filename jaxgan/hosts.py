@@ -10,7 +10,6 @@ limit. A host that is gone, or gives no sign of life, ends the others by one lin
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -18,7 +17,6 @@ import socket
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -126,22 +124,20 @@ def in_a_cluster() -> bool:
         return int(env.get("SLURM_NTASKS", "1")) > 1
     if "OMPI_MCA_orte_hnp_uri" in env:
         return int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-    return tpu_hosts() > 1
+    # On a machine of TPUs JAX itself asks for them, unless another platform is asked for.
+    return "tpu" in (jax.config.jax_platforms or "") and tpu_hosts() > 1
 
 
-def tpu_hosts(devices: Path = Path("/dev")) -> int:
-    """How many machines the TPUs here are shared by, as the environment or Google's metadata server tells; else 1."""
+def tpu_hosts() -> int:
+    """How many machines share the TPUs that are here, as the environment or Google's metadata server tells; else 1."""
     env = os.environ
-    wanted = env.get("JAX_PLATFORMS", "")
-    chips = [*devices.glob("accel[0-9]*"), *devices.glob("vfio/[0-9]*")]
-    if not chips or (wanted and "tpu" not in wanted) or importlib.util.find_spec("libtpu") is None:
-        return 1
     workers = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
     if not workers and "TPU_SKIP_MDS_QUERY" not in env:
         server = env.get("GCE_METADATA_IP", "metadata.google.internal")
         url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
         request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with contextlib.suppress(OSError), direct.open(request, timeout=5) as answer:
             workers = answer.read().decode()
     return len(workers.split(",")) * int(env.get("MEGASCALE_NUM_SLICES") or 1)
 

@@ -83,7 +83,6 @@ def run(
         step = 0
         if found := checkpoints.restore(state):
             step, state = found
-        lastwords.stands(checkpoints.whole)
         if step >= config.steps:
             if hosts.first():
                 print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
@@ -97,7 +96,7 @@ def run(
             log.note(f"resuming {workdir} at step {step}")
         scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
         for i, x in enumerate(feed.calls(step, config.steps, length)):
-            with profiled(workdir) if config.profile and i == PROFILED else contextlib.nullcontext():
+            with profiled(workdir) if config.profile and i == PROFILED and hosts.first() else contextlib.nullcontext():
                 whole = next(iter(x.values())).shape[1] == length  # the last may be shorter, and compiles by itself
                 program = ahead.result() if whole else call
                 with watch.call(compiles=not whole or i == 0):
@@ -121,7 +120,6 @@ def run(
             if due(config.checkpoint_every) or step == config.steps:
                 with log.paused():
                     save(checkpoints, step, state, scores)
-                lastwords.stands(checkpoints.whole)
     if not hosts.first():
         return state
     seconds = time.monotonic() - started

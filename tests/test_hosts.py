@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -15,12 +17,11 @@ from jaxgan import checkpoint, hosts
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from tests.hosts import end_all, finish, free_port, run_hosts, start_host, start_hosts, until_rows
-from tests.runs import TINY, leaves, rows
+from tests.runs import ROOT, TINY, leaves, rows
 
 STEPS = 20
 # One step a call, so that every loss is written; β1 = 0 keeps the last gradient as Adam's first moment.
-EACH = (*TINY, "--steps_per_call=1", f"--steps={STEPS}", "--checkpoint_every=0", "--beta1=0")
-FIRST = (*EACH, "--steps=1")
+EACH = (*TINY, "--steps_per_call=1", f"--steps={STEPS}", "--checkpoint_every=1", f"--keep={STEPS}", "--beta1=0")
 LONG_RUN = (*TINY, "--steps=1000000", "--host_timeout=8")
 
 
@@ -28,11 +29,11 @@ def losses(workdir):
     return {name: [float(row[name]) for row in rows(workdir)] for name in ("disc/loss", "gen/loss")}
 
 
-def assert_same_losses(one, other, start=0):
+def assert_same_losses(one, other):
     one, other = losses(one), losses(other)
     assert len(one["gen/loss"]) == len(other["gen/loss"]) == STEPS
     for name in one:
-        np.testing.assert_allclose(one[name][start:], other[name][start:], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def gradients(workdir):
@@ -48,13 +49,12 @@ def assert_same_gradients(one, other):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def trained(folder, count, devices):
-    """A first step, and from its checkpoint on the others; resident data, then streamed."""
-    run_hosts(folder, count, *FIRST, devices=devices)
-    kept = folder.with_name(f"{folder.name}-first")
-    shutil.copytree(folder, kept)
-    run_hosts(folder, count, *EACH, "--placement=stream", devices=devices)
-    return folder, kept
+def half(run, folder):
+    """The run as it was after half of its steps."""
+    shutil.copytree(run, folder)
+    for step in range(STEPS // 2 + 1, STEPS + 1):
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -65,45 +65,49 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(place):
     """One process with two devices."""
-    return trained(place / "one", 1, 2)
+    run_hosts(place / "one", 1, *EACH, devices=2)
+    return place / "one"
 
 
 @pytest.fixture(scope="module")
 def two(place):
     """Two processes with one each."""
-    return trained(place / "two", 2, 1)
+    run_hosts(place / "two", 2, *EACH)
+    return place / "two"
 
 
 def test_two_hosts_train_as_one(one, two):
-    assert_same_gradients(one[1], two[1])
-    assert_same_losses(one[0], two[0])
+    assert_same_gradients(one, two)
+    assert_same_losses(one, two)
 
 
 def test_a_run_directory_tells_nothing_of_its_hosts(one, two):
     """So any number of them may go on with it."""
-    configs = [json.loads((run / "config.json").read_text()) for run, _ in (one, two)]
+    configs = [json.loads((run / "config.json").read_text()) for run in (one, two)]
     assert all(config["config"].pop("workdir") for config in configs) and configs[0] == configs[1]
-    names = [sorted(path.name for path in run.iterdir()) for run, _ in (one, two)]
-    assert names[0] == names[1] and [row["step"] for row in rows(two[0])] == [str(i + 1) for i in range(STEPS)]
+    names = [sorted(path.name for path in run.iterdir()) for run in (one, two)]
+    assert names[0] == names[1] and [row["step"] for row in rows(two)] == [str(i + 1) for i in range(STEPS)]
 
 
 def test_another_number_of_hosts_goes_on(two, tmp_path):
-    shutil.copytree(two[1], tmp_path / "run")
-    run_hosts(tmp_path / "run", 1, *EACH, devices=2)
-    assert_same_losses(tmp_path / "run", two[0])
+    run = half(two, tmp_path / "run")
+    (said,) = run_hosts(run, 1, *EACH, devices=2)
+    assert f"resuming {run} at step {STEPS // 2}" in said.said
+    assert_same_losses(run, two)
 
 
-def test_only_the_first_host_writes_and_evaluates(tmp_path):
+def test_only_the_first_host_writes_and_evaluates(one, tmp_path):
     """The directory of the other is its own, and stays away: it learns what it must from the first."""
-    port, argv = free_port(), (*TINY, "--steps=5", "--sample_every=5", "--eval_every=5", "--eval_samples=64")
-    argv += ("--features=pixels", "--metrics=fid")
+    port, argv = free_port(), (*EACH, "--placement=stream", f"--sample_every={STEPS}", f"--eval_every={STEPS}")
+    argv += ("--features=pixels", "--metrics=fid", "--eval_samples=64", "--checkpoint_every=10")
     started = [start_host("run", i, 2, port, *argv, cwd=tmp_path / str(i)) for i in range(2)]
     assert finish(started) == [0, 0], [host.said for host in started]
     names = {path.name for path in (tmp_path / "0" / "run").iterdir()}
     assert {"config.json", "flags.txt", "metrics.jsonl", "samples", "checkpoints"} <= names
     assert float(rows(tmp_path / "0" / "run")[-1]["eval/fid"]) > 0
     assert list((tmp_path / "1").iterdir()) == []
-    assert "trained 5 steps" in started[0].out.read_text() and "trained" not in started[1].out.read_text()
+    assert_same_losses(tmp_path / "0" / "run", one)
+    assert f"trained {STEPS} steps" in started[0].out.read_text() and "trained" not in started[1].out.read_text()
     assert started[1].said == ""
 
 
@@ -126,7 +130,7 @@ def one_line(host, code):
 def test_a_lost_host_ends_the_others(number, lost, tmp_path):
     running = start_hosts(tmp_path / "run", 2, *LONG_RUN)
     try:
-        until_rows(tmp_path / "run", 4, running)  # a checkpoint is whole by then: every tenth step
+        until_rows(tmp_path / "run", 6, running)  # the checkpoint of step 10 is known to be whole
         running[lost].signal(number)
         started = time.monotonic()
         running[1 - lost].wait(60)
@@ -139,6 +143,7 @@ def test_a_lost_host_ends_the_others(number, lost, tmp_path):
     assert step in checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps
 
 
+@pytest.mark.slow
 def test_a_host_of_other_flags_is_refused(tmp_path):
     port = free_port()
     started = [start_host(tmp_path / "run", i, 2, port, *TINY, f"--seed={i}", "--host_timeout=20") for i in range(2)]
@@ -193,6 +198,25 @@ def test_one_host_starts_nothing():
     assert not hosts.several() and hosts.first() and hosts.agree(lambda x: x + 1, 1) == 2 and hosts.anyone(True)
 
 
+HANGS = """
+import sys, time
+from jaxgan import lastwords
+lastwords.stands(7)
+with lastwords.Watch(0.2) as watch:
+    for seconds in (1, 0.05, 0.4, 60):
+        with watch.call(compiles=seconds == 1):
+            time.sleep(seconds)
+        print(seconds, flush=True)
+"""
+
+
+def test_a_call_that_hangs_ends_the_process():
+    """One that compiles may take longer, and so may one that is no ten times slower than those before."""
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert (done.returncode, done.stdout) == (76, "1\n0.05\n0.4\n")
+    assert re.fullmatch(r"error: a device .*no call finished in \d+ s.*; the checkpoint of step 7 .*\n", done.stderr)
+
+
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 
 
@@ -228,33 +252,31 @@ class Metadata(BaseHTTPRequestHandler):
         pass
 
 
-def test_machines_of_a_tpu_slice(tmp_path, monkeypatch):
-    for name in ("JAX_PLATFORMS", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES"):
+def test_machines_of_a_tpu_slice(monkeypatch):
+    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "MEGASCALE_NUM_SLICES", "TPU_SKIP_MDS_QUERY")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: True)
-    assert hosts.tpu_hosts(tmp_path) == 1  # no chips
-    (tmp_path / "accel0").touch()
     with HTTPServer(("127.0.0.1", 0), Metadata) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
-        assert hosts.tpu_hosts(tmp_path) == 2
+        assert hosts.tpu_hosts() == 2
         monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        assert hosts.tpu_hosts(tmp_path) == 1
+        assert hosts.tpu_hosts() == 1
         server.shutdown()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    assert hosts.tpu_hosts(tmp_path) == 1
+    assert hosts.tpu_hosts() == 1
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
-    assert hosts.tpu_hosts(tmp_path) == 4
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert hosts.tpu_hosts(tmp_path) == 1
+    assert hosts.tpu_hosts() == 4
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    assert hosts.tpu_hosts() == 8
 
 
 @pytest.mark.slow
 def test_four_hosts_train_as_one(two, place):
     """Four of one device as one of four; and four go on with what two have written."""
-    one, four = trained(place / "one of four", 1, 4), trained(place / "four", 4, 1)
-    assert_same_gradients(one[1], four[1])
-    assert_same_losses(one[0], four[0])
-    shutil.copytree(two[1], place / "two, then four")
-    run_hosts(place / "two, then four", 4, *EACH)
-    assert_same_losses(place / "two, then four", two[0])
+    run_hosts(place / "one of four", 1, *EACH, devices=4)
+    run_hosts(place / "four", 4, *EACH)
+    assert_same_gradients(place / "one of four", place / "four")
+    assert_same_losses(place / "one of four", place / "four")
+    run_hosts(half(two, place / "two, then four"), 4, *EACH)
+    assert_same_losses(place / "two, then four", two)

@@ -7,11 +7,9 @@ have written to stderr in their last moments is left out. Python's own stderr is
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -53,6 +51,9 @@ def prepare(words: str) -> None:
     _words = words
     if _callback is not None:
         return
+    import ctypes  # here, since every start reads this file, and few have other hosts
+    import tempfile
+
     sys.stderr.flush()
     # C and C++ write to file 2, which is a file for as long as the process lives; Python to a copy of what it was.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, loop, report, trained
+from jaxgan import data, files, flags, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -36,7 +37,7 @@ from jaxgan.metrics.reference import Reference, reference
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
 # Flags of a run that its real images depend on.
-DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels")
+DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images")
 PATHS = 2048  # of perceptual path length
 TESTED = 10_000  # test images, at most
 SHOWN = 32  # samples beside their nearest real image
@@ -58,6 +59,7 @@ class Config:
         ("", *CROPS),
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
+    skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")
     metrics: tuple[str, ...] = option(
         ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
     )
@@ -154,8 +156,13 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
+    stored = flags.read(epath.Path(run).expanduser())["config"]
+    for flag in DATA:
+        own = getattr(config, flag)
+        if type(found := stored.get(flag, own)) is not type(own):
+            raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
-    stored = flags.read(epath.Path(run).expanduser()).get("config", {})
+    memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
     def draw(seed: int) -> Samples:
         labels, start = gan.labels(None, config.num), 0
@@ -197,6 +204,7 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         crop=given("crop") or "center",
         channels=given("channels"),
         cache=loop.cache_dir() / "decoded",
+        skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
 
 

@@ -23,7 +23,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from jaxgan import files, flags, loop, report, trained
+from jaxgan import files, flags, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -57,6 +57,9 @@ def main(config: Config) -> None:
     loop.setup(Common(num_hosts=1))
     gan = trained.load(config.run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     h, w, c = gan.generator.shape
+    # All latents, and all images but for those that go into files of their own.
+    numbers = gan.generator.latent * (STOPS if ending == ".gif" else 1) * 4 + (h * w * c if ending else 0)
+    memory.check(config.num * numbers, f"--num={config.num} images of {h}x{w}x{c}", "expected fewer")
     if not ending and c not in (1, 3):
         raise InputError(f"--out={config.out}: a PNG has 1 or 3 channels, these images {c}; expected an .npz")
     label = gan.labels(np.resize(config.classes, config.num) if config.classes else None, config.num)

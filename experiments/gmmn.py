@@ -122,7 +122,8 @@ def load(config: Config) -> Images:
 
     def read(split: str) -> data.Source:
         cache = loop.cache_dir() / "decoded"
-        return data.load(config.dataset, split, cache=cache, **{name: getattr(config, name) for name in options})
+        chosen = {name: getattr(config, name) for name in options}
+        return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **chosen)
 
     source = read(config.split)
     if source.num_examples < 12:

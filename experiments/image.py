@@ -42,6 +42,8 @@ from jaxgan.game import Game, Move, Optimizer, State
 from jaxgan.metrics.diagnose import Diagnosis, held_out
 from jaxgan.trained import Trained, network
 
+LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 32 bits; of moves that are all kept
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
@@ -101,6 +103,9 @@ def check(config: Config, devices: int) -> None:
     for name in (*ones, *zeros):
         if getattr(config, name) < (name in ones):
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {int(name in ones)}")
+        most = UNROLLED if name == "unroll" else LARGEST
+        if getattr(config, name) > most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
     needed = ("learning_rate", "beta2", "augment_probability")
     optional = ("gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "consistency", "instance_noise", "ema")
     for name in (*needed, *optional):
@@ -278,6 +283,7 @@ def main(config: Config) -> None:
         crop=config.crop,
         channels=config.channels,
         cache=loop.cache_dir() / "decoded",
+        skip_bad=config.skip_bad_images,
     )
     source = load(config.split)
     source, held = held_out(source, config.split, load) if config.diagnose else (source, None)

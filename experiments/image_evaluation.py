@@ -1,6 +1,7 @@
 """What `experiments.image` measures of a state during training: --metrics on the averaged generator, and --diagnose."""
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, loop
+from jaxgan import data, loop, memory
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -63,6 +64,9 @@ def evaluation(
     Whatever only has to be read from a file is read here, so that it is known to be there.
     """
     check(config)
+    if config.eval_every:
+        nbytes = 4 * config.eval_samples * math.prod(source.shape)
+        memory.check(nbytes, f"--eval_samples={config.eval_samples} of {source.shape}", "expected fewer")
     cache = loop.cache_dir()
     own = [device for device in devices if device.process_index == jax.process_index()]
 

@@ -60,7 +60,8 @@ def main(config: Config) -> None:
     devices = parallel.devices_for(config.batch_size, config.devices)
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     cache = loop.cache_dir() / "decoded"
-    source = data.load(config.dataset, cache=cache, **{name: getattr(config, name) for name in chosen})
+    given = {name: getattr(config, name) for name in chosen}
+    source = data.load(config.dataset, cache=cache, skip_bad=config.skip_bad_images, **given)
     home, dtype = lookup.module("model", config.model, models, ("Generator", "Discriminator")), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),

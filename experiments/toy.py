@@ -24,7 +24,7 @@ import optax
 from etils import epath
 from PIL import Image
 
-from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule
+from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule, workdir
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -287,16 +287,16 @@ def main(config: Config) -> None:
     if not config.workdir:
         raise InputError("--workdir is empty; expected a directory for the table, for example --workdir=runs/toy")
     known = flags.check_same(config, epath.Path(config.workdir).expanduser())
-    workdir = loop.claim(common)
+    directory = workdir.claim(common)
     if not known:
-        flags.write(config, workdir)
+        flags.write(config, directory)
     table: dict[str, Any] = {}
     for data in config.data:
         mixture, films = MIXTURES[data], {}
         own = {name: getattr(config, name) or getattr(mixture, name) for name in ("batch_size", "steps")}
         print(f"{data}: {len(mixture.centres)} modes, σ {mixture.sigma}; of 2,500 samples | of 100,000")
         for name in config.methods:
-            kept = workdir / f"{data}_{name}.npz"
+            kept = directory / f"{data}_{name}.npz"
             if not kept.exists():
                 points, shown, seconds = train(dataclasses.replace(config, **own), mixture, METHODS[name])
                 rows = [figures(x, mixture) for x in points]
@@ -309,10 +309,10 @@ def main(config: Config) -> None:
             table[f"{data}/{name}"] = {"seconds": seconds, "seeds": rows}
             print(line(name, rows, len(mixture.centres), seconds), flush=True)
         frames = [np.concatenate(row, 1) for row in zip(*films.values(), strict=True)]
-        files.write(workdir / f"{data}.gif", animation(frames))
-        report.save_png(workdir / f"{data}.png", frames[-1])
-    files.write(workdir / "table.json", json.dumps(table, indent=1) + "\n")
-    print(f"wrote {workdir}/table.json, {' and '.join(f'{data}.png, {data}.gif' for data in config.data)}")
+        files.write(directory / f"{data}.gif", animation(frames))
+        report.save_png(directory / f"{data}.png", frames[-1])
+    files.write(directory / "table.json", json.dumps(table, indent=1) + "\n")
+    print(f"wrote {directory}/table.json, {' and '.join(f'{data}.png, {data}.gif' for data in config.data)}")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,15 @@ directory need not be shared, nor seen alike. All learn what became of it.
 """
 
 import contextlib
-import gc
+import errno
+import functools
 import json
 import logging
 import math
 import os
+import shutil
+import sys
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import hosts, lastwords
-from jaxgan.errors import InputError
+from jaxgan import files, hosts, lastwords, memory
+from jaxgan.errors import InputError, StorageFault
 
+LARGEST = 2**26  # bytes of a table, which is read as a whole
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
@@ -66,25 +71,34 @@ class Checkpoints:
         self._damaged: set[int] = set()
         self._tidied = False
         self._writer: Any = None  # an Orbax AsyncCheckpointer
-        self._pending = False  # whether it has something to finish
-        self._saving: int | None = None  # its step, on every host
+        self._pending: contextlib.ExitStack | None = None  # keeps Orbax quiet during a save
+        self._saving: int | None = None  # the step of that save, on every host
 
     @property
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, ascending."""
         return _steps(self._directory)
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         """Starts to write `state`, and waits for the save before it. A step that is there already is left alone.
 
-        Every leaf has been copied when this returns, so the state may be donated at once. Raises `InputError` if
-        nothing can be written, the save before this one failed, or the directory holds a later step.
+        more: metadata of this checkpoint beside that of the run.
+        Every leaf has been copied when this returns, so the state may be donated at once. Raises `StorageFault` if
+        nothing can be written or the save before this one failed, `InputError` if the directory holds a later step.
         """
         self.wait()
-        if hosts.agree(self._start, step, state, metrics):
+        if hosts.agree(self._start, step, state, metrics, more):
             self._saving = step
 
-    def _start(self, step: int, state: Any, metrics: Mapping[str, float] | None) -> bool:
+    def _start(
+        self, step: int, state: Any, metrics: Mapping[str, float] | None, more: Mapping[str, Any] | None
+    ) -> bool:
         """Whether there is anything to wait for."""
         try:
             self._tidy()
@@ -95,27 +109,31 @@ class Checkpoints:
                 where = os.fspath(self._directory)
                 raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
             arrays, manifest = _to_host(state)
+            _check_room(self._directory, arrays)
             finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
-            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": self._metadata}
-            checkpointables = {"state": _nest({name: array for name, array in arrays.items() if array.size})}
+            metadata = self._metadata | dict(more or {})
+            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
+            stored = _nest({name: array for name, array in arrays.items() if array.size})
             self._directory.mkdir(parents=True, exist_ok=True)
-            if self._writer is None:
-                self._writer = _writer()
-            from orbax.checkpoint import args
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(_quiet())
+                from orbax.checkpoint import args
 
-            items = args.Composite(**{name: args.PyTreeSave(tree) for name, tree in checkpointables.items()})
-            self._writer.save(self._directory / str(step), items, custom_metadata=custom)
-            self._pending = True
+                self._writer = self._writer or _writer()
+                items = args.Composite(state=args.PyTreeSave(stored))
+                self._writer.save(self._directory / str(step), items, custom_metadata=custom)
+                self._pending = stack.pop_all()
         except OSError as error:
-            raise _unwritten(self._directory, step, error) from error
+            raise self._unwritten(step, error) from None
         return True
 
-    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
 
         Args:
-          template: a state of the same structure; its leaves tell dtypes, shapes and shardings, not values.
+          template: a state of the same structure, or its shapes; leaves tell dtypes, shapes and shardings, not values.
           step: take this one and no other.
+          before: take none of this step or later; the next `save` moves those aside.
 
         A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
         Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
@@ -125,14 +143,15 @@ class Checkpoints:
         arrays: dict[str, np.ndarray] = {}
 
         def newest() -> int | None:
+            self._damaged |= {step for step in self.steps if before is not None and step >= before}
             found = _newest(self._directory, step, expected, self._damaged)
             arrays.update(found[1] if found else {})
             return found[0] if found else None
 
         found = hosts.agree(newest)
+        lastwords.stands(found)
         if found is None:
             return None
-        lastwords.stands(found)
         arrays = hosts.share(arrays)
         leaves, structure = jax.tree.flatten(template)
         placed = [_place(arrays[name], leaf) for name, leaf in zip(expected, leaves, strict=True)]
@@ -144,7 +163,7 @@ class Checkpoints:
         return self._best_of([step for step in self.steps if step not in self._damaged])
 
     def wait(self) -> None:
-        """Returns when the last save is whole. Raises `InputError` if it failed, say for want of space."""
+        """Returns when the last save is whole. Raises `StorageFault` if it failed, say for want of space."""
         if self._saving is None:
             return
         step, self._saving = self._saving, None
@@ -152,12 +171,14 @@ class Checkpoints:
         lastwords.stands(step)
 
     def _finish(self, step: int) -> None:
-        self._pending = False
-        try:
-            self._writer.wait_until_finished()
-            self._prune()
-        except Exception as error:  # whatever the file system or the network had to say
-            raise _unwritten(self._directory, step, error) from error
+        quiet, self._pending = self._pending, None
+        assert quiet is not None
+        with quiet:
+            try:
+                self._writer.wait_until_finished()
+                self._prune()
+            except Exception as error:  # whatever the file system or the network had to say
+                raise self._unwritten(step, error) from None
 
     def close(self) -> None:
         """Waits, and lets Orbax end its threads."""
@@ -168,15 +189,33 @@ class Checkpoints:
                 self._writer.close()
                 self._writer = None
 
+    def _unwritten(self, step: int, error: Exception) -> StorageFault:
+        """The save of `step` failed: nothing of it stays behind, and the writer, which would say so again, goes."""
+        fault = f"cannot write the checkpoint of step {step} to {os.fspath(self._directory)!r}: {_line(_root(error))}"
+        writer, self._writer = self._writer, None
+        with _quiet(), contextlib.suppress(Exception):
+            writer.close()
+        for part in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(OSError):
+                part.rmtree()
+        return StorageFault(f"{fault}; {self.standing}; the same command goes on from there")
+
+    @property
+    def standing(self) -> str:
+        """What a run that ends early has left to go on from."""
+        steps = self.steps
+        return f"the checkpoint of step {steps[-1]} stands" if steps else "no checkpoint had been saved yet"
+
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None or not hosts.several():
-            self.close()
-        elif self._pending and self._saving is not None:
-            self._finish(self._saving)  # the others may be gone: without them
-            lastwords.stands(self._saving)
+        if kind is not None and hosts.several():
+            step, self._saving = self._saving, None
+            if self._pending and step is not None:  # the others may be gone: without them
+                self._finish(step)
+                lastwords.stands(step)
+        self.close()
 
     def _tidy(self) -> None:
         """Moves damaged checkpoints aside, which would push out good ones, and removes what killed saves left."""
@@ -232,15 +271,14 @@ def _orbax() -> Any:
 
 
 def _writer() -> Any:
-    """Orbax's v1 has none that writes by itself where there are several processes."""
+    """An Orbax AsyncCheckpointer. Orbax's v1 has no writer that waits for no other process."""
     import orbax.checkpoint as ocp
 
     own = {jax.process_index()} if hosts.several() else None
     options = ocp.options.MultiprocessingOptions(jax.process_index(), own, "jaxgan" if own else None)
     items = ocp.CompositeOptions(multiprocessing_options=options)
-    handler = ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(multiprocessing_options=options), composite_options=items
-    )
+    state = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    handler = ocp.CompositeCheckpointHandler(state=state, composite_options=items)
     return ocp.AsyncCheckpointer(handler, multiprocessing_options=options)
 
 
@@ -268,8 +306,17 @@ def _aside(directory: epath.Path, step: int) -> epath.Path:
     return next(directory / name for name in names if not (directory / name).exists())
 
 
-def _unwritten(directory: epath.Path, step: int, error: Exception) -> InputError:
-    return InputError(f"cannot write the checkpoint of step {step} to {os.fspath(directory)!r}: {_line(error)}")
+def _check_room(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises OSError for a disk on which a checkpoint will not fit: better than half of one."""
+    if "://" in os.fspath(directory):
+        return
+    # Orbax takes 200 bytes a leaf for their table, 400 for the places, and rounds every file up.
+    wanted = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) + 2**16
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC, f"No space left on device: {free / 2**20:.1f} MiB free, {wanted / 2**20:.1f} needed"
+        )
 
 
 def _line(error: BaseException) -> str:
@@ -324,7 +371,7 @@ def _newest(
     steps = _steps(directory)
     if step is not None and step not in steps:
         raise InputError(f"no checkpoint of step {step} in {os.fspath(directory)!r}; there are {steps or 'none'}")
-    candidates = steps[::-1] if step is None else [step]
+    candidates = [step for step in steps[::-1] if step not in damaged] if step is None else [step]
     for candidate in candidates:
         try:
             return candidate, _load(directory / str(candidate), expected)
@@ -340,6 +387,7 @@ def _newest(
 
 def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
+    _hush()
     with _quiet(), _by_itself():
         try:
             return _verified(path, expected)
@@ -347,18 +395,34 @@ def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
             reason = _line(_root(error))
-        gc.collect()  # asyncio complains of tasks that failed unseen when they are collected: here, where it is quiet
     raise _Damaged(reason)
+
+
+@functools.cache
+def _hush() -> None:
+    """Reads under way when one fails end later, each with a traceback: the event loop is closed that they report to."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     ocp = _orbax()
-    custom = ocp.checkpointables_metadata(path).custom_metadata or {}
+    if odd := files.odd(path, "*_METADATA", LARGEST):
+        raise _Damaged(odd)
+    metadata = ocp.checkpointables_metadata(path)
+    custom = metadata.custom_metadata or {}
     manifest = custom.get("leaves")
     if not manifest or _crc(manifest) != custom.get("crc"):
         raise _Damaged("the table of its leaves is gone or changed")
     if expected is not None:
         _compare(path, manifest, expected)
+    _check_shapes(path, manifest, dict(_names(metadata.metadata["state"])))
     stored = ocp.load_checkpointables(path, {"state": None})["state"]
     arrays = {name: np.asarray(array) for name, array in _names(stored)}
     for name, (dtype, shape, crc) in manifest.items():
@@ -371,16 +435,34 @@ def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarr
     return arrays
 
 
+def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any]) -> None:
+    """Before any array is read: a file of a few bytes can declare one of any shape."""
+    for name, (dtype, shape, _) in manifest.items():
+        leaf = stored.get(name)
+        same = leaf is not None and (dtype.startswith("key<") or [str(leaf.dtype), list(leaf.shape)] == [dtype, shape])
+        if not same and 0 not in shape:
+            raise _Damaged(f"{name} is not what was written")
+    memory.check(sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values()), f"checkpoint {os.fspath(path)!r}")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs each thing that it misses, with tracebacks; the one line of `_newest` says it all."""
+    """Orbax and TensorStore log each thing that fails, with tracebacks, in threads of theirs; our one line says it."""
     loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels = [logger.level for logger in loggers]
+    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, threading.excepthook)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+
+    def shown(*error: Any) -> None:
+        # TensorStore reports to an event loop that Orbax has closed after the first failure.
+        if threading.current_thread() is threading.main_thread() and "Event loop is closed" not in str(error[1]):
+            hooks[0](*error)
+
+    sys.excepthook, threading.excepthook = shown, lambda _: None
     try:
         yield
     finally:
+        sys.excepthook, threading.excepthook = hooks
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -396,12 +478,19 @@ def _compare(path: epath.Path, manifest: Manifest, expected: Manifest) -> None:
 
 def _place(array: np.ndarray, like: Any) -> Any:
     """`array` as the leaf that `like` is: on its devices, or a NumPy array, or a Python number."""
-    if not isinstance(like, jax.Array):
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return array if isinstance(like, np.ndarray | np.generic) else type(like)(array.item())
     if _is_key(like):
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(like))
         return jax.device_put(key, like.sharding)
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
+
+
+def _impl(like: Any) -> Any:
+    """The kind of random key that an array stands for, or only its shape, of which `key_impl` knows nothing."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
+    return found[0]
 
 
 def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ class Common:
         "center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none")
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
+    skip_bad_images: bool = option(
+        False, "leave out files of folder:DIR that cannot be read; decodes all of them once before the run"
+    )
     mirror: bool = option(False, "flip half of the images left to right")
     placement: str = option("auto", "data on the devices, or streamed", ("auto", "resident", "stream"), resumable=True)
     resident_gb: float = option(4.0, "data up to this size is kept on every device", resumable=True)
@@ -54,4 +57,11 @@ class Common:
     call_timeout: float = option(
         600.0, "seconds, and ten times the slowest call before, until a call is taken to hang; 0: never", resumable=True
     )
+    on_nonfinite: str = option(
+        "stop",
+        "a loss or weight is not finite: stop, or go back to the last checkpoint, with other noise and half the rates",
+        ("stop", "rollback"),
+        resumable=True,
+    )
+    rollbacks: int = option(3, "how often, at most", resumable=True)
     dry_run: bool = option(False, "say what would be trained, and write nothing", resumable=True)

@@ -26,10 +26,12 @@ from etils import epath
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import images
+from jaxgan import files, images, memory
+from jaxgan.archives import npz
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
-from jaxgan.sources import Kept, Source, folder, from_arrays, is_own, npz, read_all
+from jaxgan.folders import folder
+from jaxgan.sources import Kept, Source, from_arrays, is_own, read_all
 
 __all__ = ["Feed", "Source", "flips", "load", "permute", "place", "read_all", "to_float"]
 
@@ -51,21 +53,26 @@ def load(
     channels: int = 0,
     cache_gb: float = 4.0,
     cache: epath.PathLike | None = None,
+    skip_bad: bool = False,
 ) -> Source:
     """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
     (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
-    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in host memory if all fit `cache_gb`;
+    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
+    `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
     """
     wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
     images.check_crop(crop)
+    files.check_remote(place)
     if channels < 0:
         raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")
+    if skip_bad and kind != "folder":
+        raise InputError(f"--skip_bad_images is for the files of folder:DIR; given --dataset={name}")
     if kind == "folder":
-        source = folder(name, place, split, wanted, crop, channels)
+        source = folder(name, place, split, wanted, crop, channels, skip_bad, cache)
     elif kind == "npz":
         return npz(name, place, split, wanted, crop, channels)
     elif place:
@@ -81,7 +88,7 @@ def load(
         from jaxgan import prepared  # TFDS takes seconds to import
 
         source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
-    if source.nbytes > cache_gb * 2**30:
+    if source.nbytes > min(cache_gb * 2**30, memory.free()):
         return source
     file = None
     if cache is not None:
@@ -101,6 +108,7 @@ class Feed:
     like: Callable[[int], tuple[dict, dict]]  # steps of a call -> shapes and shardings of (resident, x)
     reading: concurrent.futures.Future  # of `resident`
     max_steps: int = sys.maxsize  # the most steps that fit one call
+    skipped: tuple[str, ...] = ()  # of the source
 
     @property
     def resident(self) -> dict[str, jax.Array]:
@@ -280,7 +288,7 @@ def place(
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
         reading = pool.submit(lambda: jax.device_put(read_all(source), whole))
         pool.shutdown(wait=False)
-    return Feed(draw, calls, like, reading, max_steps)
+    return Feed(draw, calls, like, reading, max_steps, source.skipped)
 
 
 def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:

@@ -1,8 +1,41 @@
 """Files that are whole or absent. Paths may be local or `gs://`."""
 
+import importlib.util
 import os
+import pathlib
+import re
 
 from etils import epath
+
+from jaxgan.errors import InputError
+
+BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # what opens them, where TensorFlow is not there to do it
+
+
+def check_remote(text: str) -> None:
+    """Raises InputError for the path of a bucket that nothing here can open; of a local path nothing is asked."""
+    kind = re.search(r"([A-Za-z0-9]+)://", text)
+    if kind and kind[1] not in BUCKETS:
+        raise InputError(f"{text[:200]!r}: expected a local path, {' or '.join(f'{name}://' for name in BUCKETS)}")
+    installed = kind and any(importlib.util.find_spec(name) for name in (BUCKETS[kind[1]], "tensorflow"))
+    if kind and not installed:
+        raise InputError(f"{text[:200]!r}: to read and write {kind[0]}, pip install {BUCKETS[kind[1]]}")
+
+
+def is_plain(path: epath.PathLike) -> bool:
+    """Whether it is a file that has an end: not a pipe or a device, which epath takes for files."""
+    remote = "://" in os.fspath(path)
+    return epath.Path(path).is_file() if remote else pathlib.Path(path).is_file()
+
+
+def odd(folder: epath.PathLike, tables: str, most: int) -> str:
+    """What is wrong below a local folder: what is no file, or one of the name `tables` and of more bytes; else ""."""
+    for path in () if "://" in os.fspath(folder) else pathlib.Path(folder).rglob("*"):
+        if not (path.is_dir() or path.is_file()):
+            return f"{path.relative_to(folder)} is no file"
+        if path.match(tables) and path.stat().st_size > most:
+            return f"{path.relative_to(folder)} has more than {most:,} bytes"
+    return ""
 
 
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:

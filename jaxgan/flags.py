@@ -18,6 +18,7 @@ import difflib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -30,10 +31,12 @@ from absl import flags as absl_flags
 from etils import epath
 
 from jaxgan import files, lastwords
-from jaxgan.errors import HOST_LOST, Diverged, HostLost, InputError, unknown
+from jaxgan.errors import Ending, InputError, Preempted, printable, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+LONGEST = 4000  # characters of the one line that says what was wrong
+LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
 _HELP = ("help", "helpshort", "helpfull")
 
 
@@ -84,8 +87,7 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
 def main(
     config_class: type, presets: Presets, run: Callable[[Any], Any], argv: Sequence[str] | None = None, doc: str = ""
 ) -> None:
-    """`run(parse(...))` as a program: `InputError` is one line on stderr and exit code 2, `Diverged` one and code 3,
-    `HostLost` one and code 76.
+    """`run(parse(...))` as a program: whatever `jaxgan.errors` names is one line on stderr and an exit code of its own.
 
     Args:
       argv: the arguments after the program's name, by default `sys.argv[1:]`.
@@ -94,10 +96,13 @@ def main(
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
-    except (InputError, Diverged, HostLost) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        codes = {Diverged: 3, HostLost: HOST_LOST}
-        lastwords.leave(next((code for kind, code in codes.items() if isinstance(error, kind)), 2))
+    except Ending as ending:
+        prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
+        print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
+        lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:
@@ -109,8 +114,7 @@ def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None 
             lines.append(f"--{name}" if text == "true" else f"--no{name}")
         else:
             lines.append(f"--{name}={text}")
-        if "\n" in text or "\r" in text:
-            raise InputError(f"--{name} holds a line break, which a flag file cannot: {text!r}")
+        kind.read(name, text)  # a config that was made by hand may hold what no flag does
     stored = {"config": dataclasses.asdict(config), **(extra or {})}
     folder = epath.Path(workdir)
     files.write(folder / "flags.txt", "\n".join(lines) + "\n")
@@ -121,9 +125,16 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     """What `write` put into `config.json`. Raises `InputError` where there is none, or none that can be read."""
     path = epath.Path(workdir) / "config.json"
     try:
-        stored = json.loads(path.read_text())
+        if path.exists() and not files.is_plain(path):
+            raise ValueError("it is no file")
+        if (length := path.stat().length) > LARGEST:
+            raise ValueError(f"it has {length:,} bytes; expected at most {LARGEST:,}")
+        stored = json.loads(path.read_text(), object_pairs_hook=_object, parse_constant=_constant)
+        _check_depth(stored)
     except FileNotFoundError:
         raise InputError(f"{os.fspath(workdir)!r} is not a run: it holds no config.json") from None
+    except RecursionError:
+        raise InputError(f"cannot read {os.fspath(path)!r}: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {os.fspath(path)!r}: {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
@@ -161,6 +172,26 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
     return True
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two entries of one name a reader sees the first and JSON takes the last, so there may not be two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has two entries {next(name for name in names if names.count(name) > 1)!r}")
+    return found
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no JSON")
+
+
+def _check_depth(value: Any, level: int = 0) -> None:
+    if level > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, level + 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kind:
     """The type of a field: `base`, or a tuple of it, or None beside either."""
@@ -181,6 +212,10 @@ class _Kind:
     def read(self, name: str, text: str) -> Any:
         """The value that `--name=text` stands for."""
         text = text.strip()
+        if bad := re.search("[\\0\r\n\ud800-\udfff]", text):  # in no file name, on no line, in no UTF-8
+            raise InputError(f"--{name}={text[:60]!a} holds the character {bad[0]!a}, which no flag file can")
+        if self.base is str:
+            files.check_remote(text)
         if self.optional and text.lower() == "none":
             return None
         if self.many:
@@ -195,7 +230,7 @@ class _Kind:
                 return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
             value = self.base(text)
         except (ValueError, KeyError):
-            raise InputError(f"--{name}={text}: expected {self.expected}") from None
+            raise InputError(f"--{name}={text:.80}: expected {self.expected}") from None
         if self.base is float and not math.isfinite(value):
             raise InputError(f"--{name}={text}: expected a finite number")
         return value

@@ -13,7 +13,7 @@ loss calls one with `state.seen`. Optax's own schedules are functions of a count
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import flax
 import jax
@@ -126,6 +126,14 @@ class Game:
         """Batches of new examples that a step takes."""
         return sum(move.times for move in self.moves if move.draw)
 
+    def slowed(self, factor: float) -> "Game":
+        """The same game with every update multiplied by `factor`, as if by its learning rate; states fit both."""
+        players = {
+            name: dataclasses.replace(player, optimizer=_slowed(player.optimizer, factor))
+            for name, player in self.players.items()
+        }
+        return dataclasses.replace(self, players=players)
+
     def init(self, key: jax.Array, batch: Batch, extras: Tree = None) -> State:
         """The state before the first step. `batch` holds examples (b, ...) and serves for its shapes."""
         init_key, root = jax.random.split(key)
@@ -229,3 +237,14 @@ def _average(player: Player, state: PlayerState, now: State, images: int) -> Tre
 
 def _at(optimizer: Optimizer, images: jax.Array) -> optax.GradientTransformation:
     return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(images)
+
+
+def _slowed(optimizer: Optimizer, factor: float) -> Optimizer:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        return lambda images: cast(optax.GradientTransformation, _slowed(optimizer(images), factor))
+
+    def update(gradients: Tree, state: Tree, params: Tree = None, **more: Any) -> tuple[Tree, Tree]:
+        updates, state = optimizer.update(gradients, state, params, **more)
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)  # not chained: the state keeps its structure

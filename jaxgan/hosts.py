@@ -16,19 +16,19 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
 from jaxgan import lastwords
-from jaxgan.errors import Diverged, HostLost, InputError
+from jaxgan.errors import Diverged, Ending, HostLost, InputError, StorageFault
 
 LEAVE = 10  # seconds in which all hosts of a run end, once one has
 BLOCKS = (1 << 12, 1 << 24)  # bytes of a broadcast: what is said, and what a state is sent in; a program each
 # What XLA says in its own words when a peer closes its connection. What it says when one goes silent, it dies of.
 GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe|coordination", re.IGNORECASE)
-ERRORS = {error.__name__: error for error in (InputError, Diverged)}
+ERRORS = {error.__name__: error for error in (InputError, Diverged, StorageFault)}
 
 
 def initialise(config: Any) -> None:
@@ -167,6 +167,12 @@ def first() -> bool:
     return not several() or jax.process_index() == 0
 
 
+def tell(text: str, file: IO[str] | None = None) -> None:
+    """Prints, on host 0."""
+    if first():
+        print(text, file=file)
+
+
 def agree(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function` returns on host 0, which is to be JSON; the other hosts wait for it. An error is one of all."""
     if not several():
@@ -234,7 +240,7 @@ def together() -> Iterator[None]:
     """What XLA raises when another host has gone is HostLost."""
     try:
         yield
-    except (InputError, Diverged, HostLost):
+    except Ending:
         raise
     except Exception as error:
         if several() and GONE.search(str(error)):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,23 +16,34 @@ import numpy as np
 import PIL
 import tqdm
 from etils import epath
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features
 
 from jaxgan.errors import InputError, unknown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CROPS = ("center", "none")
+LARGEST = 2**27  # pixels of an image: 134 million, half a gigabyte as Pillow holds them
 UNREADABLE = (  # what Pillow raises for bytes that are no whole image
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
+    AssertionError,
     IndexError,
+    KeyError,
+    TypeError,
     struct.error,
     Image.DecompressionBombError,
 )
 ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
 PNG, JPEG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff"  # how files begin
+# What is read, by how a file begins and not by its name. (`Image.open` knows 40 formats more, of which some start other
+# programs, and prints a warning of its own for an image of 89 million pixels.)
+FORMATS: dict[re.Pattern[bytes], Callable[[IO[bytes]], Image.Image]] = {
+    re.compile(re.escape(PNG[:8])): PngImagePlugin.PngImageFile,
+    re.compile(JPEG): JpegImagePlugin.jpeg_factory,
+    re.compile(rb"RIFF....WEBP", re.DOTALL): WebPImagePlugin.WebPImageFile,
+}
 PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)  # JPEG segments without say in how pixels are read: no EXIF, no profile
 FRAMES = (0xC0, 0xC1, 0xC2)  # JPEG segments with the size of the image: baseline, extended, progressive
 
@@ -44,8 +56,10 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if not text:
         return None
     parts = str(text).lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise InputError(f"size {text!r} is neither a number of pixels (64) nor HEIGHTxWIDTH (48x64)")
+    if len(parts) > 2 or not all(p.isdecimal() and p.strip("0") for p in parts):
+        raise InputError(f"size {text!r:.80} is neither a number of pixels (64) nor HEIGHTxWIDTH (48x64)")
+    if max(map(len, parts)) > 9 or int(parts[0]) * int(parts[-1]) > LARGEST:
+        raise InputError(f"size {text:.40}: expected images of at most {LARGEST:,} pixels")
     return int(parts[0]), int(parts[-1])
 
 
@@ -118,11 +132,29 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def opened(file: IO[bytes]) -> Image.Image:
+    """The image of a PNG, JPEG or WebP file, of which only the header is read; of an animation, the first frame.
+
+    ValueError for another format, and for more than `LARGEST` pixels: a file of a few bytes can claim any number.
+    """
+    start = file.read(12)
+    file.seek(0)
+    reader = next((reader for magic, reader in FORMATS.items() if magic.match(start)), None)
+    if reader is None:
+        raise ValueError("it is no PNG, JPEG or WebP" if start else "it is empty")
+    image = reader(file)
+    w, h = image.size
+    if w * h > LARGEST:
+        image.close()
+        raise ValueError(f"it has {h}x{w} pixels, and {LARGEST:,} are the most that are read")
+    return image
+
+
 def decode(data: bytes, size: tuple[int, int] | None, channels: int, crop: str = "center") -> np.ndarray:
     """The bytes of an image file -> uint8 (h, w, channels), turned upright by its EXIF tag."""
     image = plain(data)
     if image is None:
-        with Image.open(io.BytesIO(data)) as file:
+        with opened(io.BytesIO(data)) as file:
             image = convert(upright(file), channels)
     else:
         image = convert(image, channels)
@@ -133,15 +165,15 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int, crop: str =
 def plain(data: bytes) -> Image.Image | None:
     """The image of a JPEG or PNG of 8 bits whose header holds its size and its coding and nothing else; else None.
 
-    The decoders that `Image.open` calls, and the same bits, without the plugins that read headers in Python: those take
-    as long as the pixels of a small image, and threads wait for each other in them.
+    The decoders that Pillow's plugins call, and the same bits, without the plugins, which read headers in Python: that
+    takes as long as the pixels of a small image, and threads wait for each other in them.
     """
     try:
         found = plain_jpeg(data) if data.startswith(JPEG) else plain_png(data) if data.startswith(PNG) else None
         # A large one gains nothing, and may be a bomb.
         return Image.frombytes(*found) if found and 0 < found[1][0] * found[1][1] < 2**24 else None
     except UNREADABLE:
-        return None  # `Image.open` will say what is wrong
+        return None  # `opened` will say what is wrong
 
 
 def plain_jpeg(data: bytes) -> tuple | None:
@@ -176,7 +208,7 @@ def plain_png(data: bytes) -> tuple | None:
 
 def measure(file: IO[bytes]) -> tuple[int, int, int]:
     """(h, w, c) of an image file, from its header alone."""
-    with Image.open(file) as image:
+    with opened(file) as image:
         w, h = image.size
         c = 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
         return (w, h, c) if image.getexif().get(ORIENTATION, 1) >= 5 else (h, w, c)

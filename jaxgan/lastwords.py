@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from jaxgan.errors import HOST_LOST, HostLost
+from jaxgan.errors import HostLost
 
+HOST_LOST = HostLost.code
 FATAL = b"JAX distributed service detected fatal errors"
 TICK = 0.25  # seconds for which what libraries say is held back
 SLOWER = 10  # times as long as the slowest call before: so long that it hangs
@@ -68,12 +69,19 @@ def prepare(words: str) -> None:
     libc.signal(signal.SIGABRT, _callback)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends a process that has said why. One that lost a host does not wait for it."""
+def leave(code: int, at_once: bool = False) -> NoReturn:
+    """Ends a process that has said why: with the others, if it has any, but not with those that it has lost.
+
+    at_once: without the interpreter's own end, which waits for every thread.
+    """
     global _code
-    if code == HOST_LOST:
-        _exit(code)
     _code = code
+    if code != HOST_LOST and _callback is not None:
+        import jax
+
+        jax.distributed.shutdown()  # waits for all hosts, `hosts.LEAVE` seconds at most, and then aborts: `_aborted`
+    if at_once or (code == HOST_LOST and _callback is not None):
+        exit_at_once(code)
     raise SystemExit(code)
 
 
@@ -120,13 +128,15 @@ class Watch:
                     f"{_stands}: start it again, on all hosts",
                     file=sys.stderr,
                 )
-                _exit(HOST_LOST)
+                exit_at_once(HOST_LOST)
             self._waited = waited + tick
 
 
-def _exit(code: int) -> NoReturn:
+def exit_at_once(code: int) -> NoReturn:
     """Past the interpreter's own end, which waits for threads and for other hosts."""
     with contextlib.suppress(Exception):
+        if code != HOST_LOST:  # of which libraries have their own account
+            _flush()
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

@@ -6,9 +6,14 @@ bits: metrics after the checkpoint are dropped, and everything random is a funct
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import functools
+import math
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, hosts, lastwords, parallel, report
+from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
-from jaxgan.errors import Diverged, InputError
+from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
 from jaxgan.game import Game, State
+from jaxgan.preemption import Preemption
 
 Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
 Evaluate = Callable[[State], Mapping[str, float]]
 PROFILED = 2  # the number of the call that --profile records: the first compiles, the second warms caches
+SLOWER = 0.5  # what a rollback multiplies the learning rates by
 
 
 def cache_dir() -> Path:
@@ -34,7 +41,9 @@ def cache_dir() -> Path:
 
 
 def setup(config: Common) -> None:
-    """Process-wide settings of JAX, and the other hosts; before anything touches a device."""
+    """Process-wide settings, most of them of JAX, and the other hosts; before anything touches a device."""
+    # Cameras write EXIF that is not quite right: a line for each, and nothing that pixels depend on.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -61,89 +70,188 @@ def run(
 
     example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
     best: an evaluated metric whose best checkpoint is kept too, the one with the least; of "max:name" with the most.
+    Raises `Preempted` when a signal ended it, `StorageFault` when nothing can be written any longer, and `Diverged`.
     """
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
-    call = parallel.compile_steps(game, feed.draw, devices)
+    check_memory(game, config, example, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
     with hosts.together(), contextlib.ExitStack() as stack:
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        preemption = stack.enter_context(Preemption())
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+
+        def program(rollbacks: int) -> "Program":
+            slowed = game.slowed(SLOWER**rollbacks) if rollbacks else game
+            call = parallel.compile_steps(slowed, feed.draw, devices)
+            return Program(call, pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length))), length)
+
+        def first() -> State:
+            # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
+            quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+            init = jax.jit(game.init, compiler_options=quick)
+            return parallel.replicate(init(jax.random.key(config.seed), example), devices)
+
         # Three things at once: the step compiles, the data are read, and the first state is made.
-        ahead = pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length)))
-        # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        init = jax.jit(game.init, compiler_options=quick)
-        state = parallel.replicate(init(jax.random.key(config.seed), example), devices)
+        compiling = program(0)
+        state = first()
         resident = feed.resident  # raises for data that cannot be read, before anything is written
-        workdir = epath.Path(hosts.agree(lambda: os.fspath(claim(config))))
-        resumed = hosts.agree(flags.check_same, config, workdir)
+        directory, beat = workdir.of(config), workdir.Beat(None)
+
+        def hold() -> bool:
+            nonlocal beat
+            beat = stack.enter_context(workdir.held(workdir.claim(config)))
+            return flags.check_same(config, directory)
+
+        resumed = hosts.agree(hold)
         checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep, best=best, metadata=about)
+            checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
-        step = 0
-        if found := checkpoints.restore(state):
+        step = rollbacks = 0
+        if found := checkpoints.restore(shapes):
             step, state = found
+            kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)
+            rollbacks = kept["metadata"].get("rollbacks", 0)
         if step >= config.steps:
-            if hosts.first():
-                print(f"{workdir} is already trained for {step} steps; --steps={config.steps} asks for no more")
+            hosts.tell(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
-        hosts.agree(begin, config, workdir, about, step if resumed else -1)
-        start = step
-        log = record(config, workdir, step)
-        stack.enter_context(log)
-        watch = stack.enter_context(lastwords.Watch(config.call_timeout))
-        if step:
-            log.note(f"resuming {workdir} at step {step}")
-        scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
-        for i, x in enumerate(feed.calls(step, config.steps, length)):
-            with profiled(workdir) if config.profile and i == PROFILED and hosts.first() else contextlib.nullcontext():
-                whole = next(iter(x.values())).shape[1] == length  # the last may be shorter, and compiles by itself
-                program = ahead.result() if whole else call
-                with watch.call(compiles=not whole or i == 0):
-                    state, stacked = program(state, resident, x)
-                    stacked = jax.device_get(stacked)
-            first, step = step, step + len(next(iter(stacked.values())))
-            stop_if_diverged(stacked, game, first, checkpoints)
-            metrics = game.average(stacked, first)
-            due = due_between(first, step, config.steps)
-            scores = {}
-            if evaluate and due(config.eval_every):
-                # Before the first row the time is that of compilation, which has no rate to take a pause from.
-                with log.paused() if first > start else contextlib.nullcontext():
-                    figures = hosts.agree(evaluate, state)
-                    scores = {f"eval/{name}": value for name, value in figures.items()}
-                metrics |= scores
-            log.log(step, step * config.batch_size, metrics)
-            if sample and due(config.sample_every):
-                with log.paused():
-                    hosts.agree(picture, log, step, step * config.batch_size, sample, state)
-            if due(config.checkpoint_every) or step == config.steps:
-                with log.paused():
-                    save(checkpoints, step, state, scores)
-    if not hosts.first():
-        return state
-    seconds = time.monotonic() - started
+
+        def begin() -> None:
+            with storing(directory, checkpoints):
+                flags.write(hosts.alone(config), directory, about)
+                if feed.skipped:
+                    files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
+                report.truncate(directory, step if resumed else -1)
+
+        hosts.agree(begin)
+        if rollbacks:
+            compiling = program(rollbacks)
+        run = Run(game, feed, config, directory, checkpoints, preemption, beat, sample, evaluate)
+        for left in range(config.rollbacks, -1, -1):
+            try:
+                state, scores = play(run, compiling, resident, step, state, rollbacks)
+                break
+            except Diverged as error:
+                if config.on_nonfinite == "stop" or not left:
+                    raise
+                rollbacks += 1
+                compiling = program(rollbacks)
+                # One that leads nowhere was saved too late: then the one before it, or from the start.
+                before = step if step in hosts.agree(lambda: checkpoints.steps[-1:]) else None
+                step, state = checkpoints.restore(shapes, before=before) or (0, first())
+                state = state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
+                hosts.agree(report.truncate, directory, step or -1)
+                rate = f"learning rates times {SLOWER**rollbacks}"
+                hosts.tell(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", sys.stderr)
+    step, seconds = config.steps, time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
-    print(
+    hosts.tell(
         f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
-        f"everything lies in {workdir}: checkpoints/, samples/, metrics.jsonl, config.json"
+        f"everything lies in {directory}: checkpoints/, samples/, metrics.jsonl, config.json"
     )
     return state
 
 
-def begin(config: Common, workdir: epath.Path, about: Mapping[str, Any], step: int) -> None:
-    """What the directory holds before the first call: the config, and no row of a step after `step`."""
-    flags.write(hosts.alone(config), workdir, about)
-    report.truncate(workdir, step)
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves."""
+
+    call: Any
+    ahead: concurrent.futures.Future
+    length: int
+
+    def of(self, steps: int) -> Any:
+        return self.ahead.result() if steps == self.length else self.call
 
 
-def record(config: Common, workdir: epath.Path, step: int) -> report.Report | report.Silent:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    game: Game
+    feed: Feed
+    config: Common
+    directory: epath.Path
+    checkpoints: checkpoint.Checkpoints
+    preemption: Preemption
+    beat: workdir.Beat
+    sample: Sample | None
+    evaluate: Evaluate | None
+
+
+def play(
+    run: Run, program: Program, resident: Any, step: int, state: State, rollbacks: int
+) -> tuple[State, dict[str, float]]:
+    """From `step` to the end: the last state, and its scores if it was evaluated."""
+    config, checkpoints, preemption = run.config, run.checkpoints, run.preemption
+    start = step
+    scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
+    storage = functools.partial(storing, run.directory, checkpoints)
+    kept = {"rollbacks": rollbacks} if rollbacks else {}
+    with storage():
+        log = record(config, run.directory, step)
+    with log, lastwords.Watch(config.call_timeout) as watch:
+        if step:
+            log.note(f"resuming {run.directory} at step {step}")
+        if config.steps - step >= program.length:
+            program.of(program.length)  # waits for the compiler, as long as a signal may end that
+        preemption.begin()
+        for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
+            with (
+                profiled(run.directory)
+                if config.profile and i == PROFILED and hosts.first()
+                else contextlib.nullcontext()
+            ):
+                steps = next(iter(x.values())).shape[1]  # the last call may be shorter
+                call = program.of(steps)
+                with watch.call(compiles=i == 0 or steps < program.length):
+                    state, stacked = call(state, resident, x)
+                    stacked = jax.device_get(stacked)
+            first, step = step, step + steps
+            stop_if_diverged(stacked, run.game, first, checkpoints)
+            metrics = run.game.average(stacked, first) | kept
+            due = due_between(first, step, config.steps)
+            scores = {}
+            if run.evaluate and due(config.eval_every):
+                # Before the first row the time is that of compilation, which has no rate to take a pause from.
+                with log.paused() if first > start else contextlib.nullcontext():
+                    scores = hosts.agree(measured, run, state)
+            with storage():
+                log.log(step, step * config.batch_size, metrics | scores)
+                run.beat.now()
+            if run.sample and due(config.sample_every):
+                with log.paused():
+                    hosts.agree(drawn, run, log, step, state)
+            stop = hosts.anyone(preemption.asked) and step < config.steps
+            if stop or due(config.checkpoint_every) or step == config.steps:
+                with log.paused(), storage():
+                    log.flush()  # before the state that follows it: a run killed between the two draws no picture twice
+                    save(checkpoints, step, state, scores, kept)
+            if stop:
+                with storage():
+                    checkpoints.wait()
+                when = (
+                    f"{preemption.seconds:.1f} s after the signal"
+                    if preemption.asked
+                    else "as a signal asked elsewhere"
+                )
+                raise Preempted(
+                    f"stopped by {preemption.name or 'another host'} at step {step}, saved {when}; "
+                    "the same command goes on"
+                )
+        with storage():
+            log.close()
+            checkpoints.wait()
+    return state, scores
+
+
+def record(config: Common, directory: epath.Path, step: int) -> report.Report | report.Silent:
     """Where the run is reported: by the first host alone."""
     if not hosts.first():
         return report.Silent()
     return report.Report(
-        workdir,
+        directory,
         total_steps=config.steps,
         batch_size=config.batch_size,
         start_step=step,
@@ -151,8 +259,31 @@ def record(config: Common, workdir: epath.Path, step: int) -> report.Report | re
     )
 
 
-def picture(log: report.Report | report.Silent, step: int, images: int, sample: Sample, state: State) -> None:
-    log.picture("", step, images, sample(state))
+def measured(run: Run, state: State) -> dict[str, float]:
+    """Figures of a state, or none if a signal came meanwhile."""
+    assert run.evaluate is not None
+    found = run.preemption.unless_asked(run.evaluate, state) or {}
+    return {f"eval/{name}": float(value) for name, value in found.items()}
+
+
+def drawn(run: Run, log: report.Report | report.Silent, step: int, state: State) -> None:
+    assert run.sample is not None
+    if (grid := run.preemption.unless_asked(run.sample, state)) is not None:
+        log.picture("", step, step * run.config.batch_size, grid)
+
+
+@contextlib.contextmanager
+def storing(directory: epath.Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+    """What is written in here is written, or the run ends: it would train for nothing.
+
+    Of many hosts that is the first, which does not ask the others what stands.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write to {os.fspath(directory)!r}: {error.strerror or error}"
+        left = checkpoints.standing if hosts.several() else last_good(checkpoints)
+        raise StorageFault(f"{reason}; {left}; the same command goes on from there") from error
 
 
 def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
@@ -167,49 +298,35 @@ def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:
 
 def check(config: Common) -> None:
     """What can be wrong with a run before any data is read; writes nothing."""
-    if not config.workdir:
-        raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
     for name in ("steps", "batch_size", "steps_per_call", "keep"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    for name in ("sample_every", "eval_every", "checkpoint_every"):
+    for name in ("sample_every", "eval_every", "checkpoint_every", "rollbacks"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
+    for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
+        if getattr(config, name) > most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
-    hosts.agree(check_workdir, config)
+    hosts.agree(workdir.check, config)
 
 
-def check_workdir(config: Common) -> None:
-    """Whether it can hold this run: it is empty, or the run's own, and may be written to."""
-    workdir = epath.Path(config.workdir).expanduser()
+def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
     try:
-        if not flags.check_same(config, workdir):
-            for name in ("checkpoints", report.METRICS):
-                if (workdir / name).exists():
-                    raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-        if not existing.is_dir():
-            raise InputError(f"cannot write to --workdir={config.workdir}: {existing} is not a directory")
-    except OSError as error:  # a name that the file system cannot even look for
-        raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
-    if "://" not in os.fspath(workdir) and not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
-
-
-def claim(config: Common) -> epath.Path:
-    """The work directory, made if it is missing; or one line that says why it cannot be had."""
-    workdir = epath.Path(config.workdir).expanduser()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
-    return workdir
+        state = jax.eval_shape(game.init, jax.random.key(config.seed), example)
+    except (OverflowError, MemoryError):
+        raise InputError("the networks are too large for any memory; expected less of --width or --latent") from None
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    batch = game.draws * config.batch_size // len(devices) * len(own) * 4 * math.prod(example["image"].shape[1:])
+    room = memory.of(own)
+    memory.check(weights * len(own), "the networks and their optimizers", "expected less of --width", room)
+    what = f"a step of {game.draws:,} batches of {config.batch_size:,} images"
+    memory.check(batch, what, "expected a smaller --batch_size", room)
 
 
 def stop_if_diverged(
@@ -233,14 +350,20 @@ def _finite(tree: Any) -> jax.Array:
 
 
 def last_good(checkpoints: checkpoint.Checkpoints) -> str:
-    """What is left of a run that diverged."""
-    checkpoints.wait()
-    steps = hosts.agree(lambda: checkpoints.steps)
-    return f"the last good checkpoint stands, of step {steps[-1]}" if steps else "no checkpoint had been saved yet"
+    """What is left of a run that ends early."""
+    with contextlib.suppress(StorageFault):  # of the save under way
+        checkpoints.wait()
+    return hosts.agree(lambda: checkpoints.standing)
 
 
-def save(checkpoints: checkpoint.Checkpoints, step: int, state: State, scores: Mapping[str, float]) -> None:
+def save(
+    checkpoints: checkpoint.Checkpoints,
+    step: int,
+    state: State,
+    scores: Mapping[str, float],
+    kept: Mapping[str, Any],
+) -> None:
     """Saves a state that is finite: the last update of a call may have broken what no loss has seen yet."""
     if not _finite(state.players):
         raise Diverged(f"the weights are not finite after step {step}; {last_good(checkpoints)}")
-    checkpoints.save(step, state, dict(scores))
+    checkpoints.save(step, state, dict(scores), kept)

@@ -4,7 +4,9 @@ import difflib
 import importlib
 import importlib.util
 import io
+import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +15,9 @@ from etils import epath
 
 from jaxgan import images
 from jaxgan.errors import InputError, unknown
-from jaxgan.sources import Source, fingerprint, is_own, reading
+from jaxgan.sources import Source, fingerprint, first_line, is_own, reading
 
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of a features.json, in its three dialects
 FORMAT = "array_record"  # random access; TFDS's own default, tfrecord, has none
 
 
@@ -143,10 +146,30 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
     return builder
 
 
+def check_features(name: str, data_dir: str) -> None:
+    """Raises InputError for prepared data that name code outside TFDS, which TFDS would import to describe them."""
+    home = epath.Path(data_dir) / re.split("[/:]", name)[0]
+    for file in (*home.glob("*/features.json"), *home.glob("*/*/features.json")):
+        try:
+            todo = [json.loads(file.read_text())]
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{os.fspath(file)!r} describes no data set ({first_line(error)})") from error
+        while todo:
+            value = todo.pop()
+            todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            found = [value.get(key) for key in CLASS_KEYS] if isinstance(value, dict) else []
+            for path in found:
+                if isinstance(path, str) and "." in path and not path.startswith("tensorflow_datasets."):
+                    raise InputError(f"{os.fspath(file)!r} names {path!r}, which is code outside tensorflow_datasets")
+
+
 def find(name: str, data_dir: str | None, **options: Any) -> Any:
     """The builder called `name`, of jaxgan or of TFDS. InputError with the nearest names where there is none."""
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
+    if data_dir:
+        check_features(name, data_dir)
     try:
         if is_own(name):
             module = importlib.import_module(f"jaxgan.datasets.{name}.{name}")
@@ -163,7 +186,9 @@ def find(name: str, data_dir: str | None, **options: Any) -> Any:
             f"unknown data set {name!r}; {hint}Expected digits, folder:DIR, npz:FILE or one of the {len(names) - 1} "
             "names of TFDS (tensorflow.org/datasets/catalog)"
         ) from error
-    except (ValueError, AssertionError) as error:  # no name of this form, or no such config or version
+    except ParseError as error:
+        raise InputError(f"--data_dir={data_dir} holds no {name} that TFDS can read: {first_line(error)}") from error
+    except (ValueError, AssertionError, TypeError) as error:  # no name of this form, or no such config or version
         base, _, config = name.partition("/")
         if base in tfds.list_builders(with_community_datasets=False):
             raise unknown(f"config of {base}", config, tfds.builder_cls(base).builder_configs) from error

@@ -11,14 +11,18 @@ Floats are written by `repr`, so two runs are equal in bits when their rows are,
 infinity is `null`.
 """
 
+import concurrent.futures
 import contextlib
+import errno
 import io
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +65,9 @@ class Report:
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._total, self._batch_size = total_steps, batch_size
         self._rows = _Rows(self._workdir / METRICS)
+        # Pictures are compressed and written beside the training, one after the other.
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._pictures: list[concurrent.futures.Future] = []
         self._writer = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -107,11 +114,25 @@ class Report:
         self._show(step, images, numbers)
 
     def picture(self, name: str, step: int, images: int, grid: np.ndarray) -> None:
-        """Writes `grid`, uint8 (h, w, 1 or 3), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`)."""
+        """Writes `grid`, uint8 (h, w, 1 or 3), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`).
+
+        In a thread: `flush` waits for it, and raises what it raised.
+        """
         prefix = name.replace("/", "_") + "_" if name else ""
-        save_png(self._workdir / "samples" / f"{prefix}{step:07d}.png", grid)
-        if self._writer:
-            self._writer.add_image(name or "samples", grid, step, dataformats="HWC")
+        path = self._workdir / "samples" / f"{prefix}{step:07d}.png"
+
+        def write() -> None:
+            save_png(path, grid)
+            if self._writer:
+                self._writer.add_image(name or "samples", grid, step, dataformats="HWC")
+
+        self._pictures.append(self._pool.submit(write))
+
+    def flush(self) -> None:
+        """Returns when all pictures are written. Raises OSError for one that could not be."""
+        pictures, self._pictures = self._pictures, []
+        for picture in pictures:
+            picture.result()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -128,17 +149,24 @@ class Report:
         tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
+        """Flushes, and ends threads and files; once. Raises OSError for what could not be written."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer:
-            self._writer.close()
-        self._rows.close()
+        self._pool.shutdown()
+        try:
+            self.flush()
+        finally:
+            if self._writer:
+                self._writer.close()
+                self._writer = None
+            self._rows.close()
 
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():  # the first error is the one to tell
+            self.close()
 
     def _show(self, step: int, images: int, numbers: Mapping[str, float]) -> None:
         words = [f"{images / 1000:.1f} kimg"]
@@ -166,6 +194,10 @@ class Silent:
 
     def note(self, text: str) -> None: ...
 
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
     def __enter__(self) -> "Silent":
         return self
 
@@ -179,20 +211,30 @@ class _Rows:
     def __init__(self, path: epath.Path):
         self._path = path
         self._remote = "://" in str(path)
-        self._file = None if self._remote else path.open("a")
+        self._file = None if self._remote else Path(path).open("ab", buffering=0)  # noqa: SIM115 it stays open
         self._text = path.read_text() if self._remote and path.exists() else ""
         self._sent = time.monotonic()
+        self._closed = False
 
     def append(self, line: str) -> None:
         if self._file:
-            self._file.write(line + "\n")
-            self._file.flush()
+            data, end = (line + "\n").encode(), self._file.seek(0, io.SEEK_END)
+            try:
+                if self._file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(end)  # no half line stays behind
+                raise
             return
         self._text += line + "\n"
         if time.monotonic() - self._sent > _REMOTE_SECONDS:
             self._upload()
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         if self._file:
             self._file.close()
         else:

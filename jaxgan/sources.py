@@ -1,25 +1,28 @@
-"""Random access to labelled images as a `Source`: arrays, an npz file, a folder. (`prepared` adds those of TFDS.)"""
+"""Random access to labelled images as a `Source`: arrays, and what was decoded before.
+
+(`folders`, `archives` and `prepared` make sources of image files, of npz files and of TFDS.)
+"""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import pathlib
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from jaxgan import files, images
+from jaxgan import files, images, memory
 from jaxgan.errors import InputError
 
-IMAGES, LABELS = ("image", "images", "x"), ("label", "labels", "y")  # keys of an npz file
+CLASSES = 2**17  # the most that numbers may tell: a number of a class is also the length of a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Source:
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
     class_names: tuple[str, ...] = ()
     identity: Callable[[], bytes] | None = None
+    skipped: tuple[str, ...] = ()  # files that were left out, and why
 
     @property
     def nbytes(self) -> int:
         """Bytes of all images."""
-        return self.num_examples * int(np.prod(self.shape))
+        return self.num_examples * math.prod(self.shape)
 
 
 def is_own(name: str) -> bool:
@@ -61,12 +65,14 @@ def from_arrays(
     channels: int = 0,
 ) -> Source:
     """A source over uint8 (n, h, w) or (n, h, w, c) and integer labels (n,) or (n, 1), converted once, here."""
-    if image.dtype != np.uint8 or image.ndim not in (3, 4) or not len(image):
+    if image.dtype != np.uint8 or image.ndim not in (3, 4) or not image.size:
         raise InputError(f"{name}: images are uint8 (n, h, w) or (n, h, w, c), given {image.dtype} {image.shape}")
     image = image[..., None] if image.ndim == 3 else image
     channels = images.check_channels(image.shape[-1], channels, name)
     shape = (*(size or image.shape[1:3]), channels)
     if image.shape[1:] != shape:
+        # A list of them, and the array that is made of it.
+        memory.check(2 * len(image) * math.prod(shape), f"to resize the {len(image):,} images of {name} to {shape}")
         fit = functools.partial(images.fit_array, size=shape[:2], channels=channels, crop=crop)
         fitted = images.in_threads(fit, list(image), f"resizing {name}", images.workers_for(image.shape[1:]))
         image = np.stack(list(fitted))
@@ -88,80 +94,11 @@ def check_labels(label: np.ndarray, n: int, name: str) -> np.ndarray:
     flat = label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label
     if flat.shape != (n,) or not np.issubdtype(flat.dtype, np.integer) or flat.min() < 0:
         raise InputError(f"{name}: labels are integers >= 0 of shape ({n},), given {label.dtype} {label.shape}")
-    return flat.astype(np.int32)
-
-
-def npz(name: str, path: str, split: str, size: tuple[int, int] | None, crop: str, channels: int) -> Source:
-    """Images and labels of an .npz file: keys `image`, `images`, `x`; with a split, `x_test` or `test_images`."""
-    file = epath.Path(path).expanduser()
-    if not path or not file.exists():
-        raise InputError(f"no file {path!r} for --dataset={name}; expected npz:FILE")
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            keys = tuple(arrays.keys())
-            image, label = (
-                next((arrays[k] for k in keys_of(names, split) if k in keys), None) for names in (IMAGES, LABELS)
-            )
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no npz file of plain arrays ({first_line(error)})") from error
-    if image is None:
-        wanted = ", ".join(keys_of(IMAGES, split))
+    if flat.max() >= CLASSES:
         raise InputError(
-            f"{path} has no images for split {split!r}: expected one of {wanted}; it holds {', '.join(keys)}"
+            f"{name}: label {flat.max()} of {n:,} images; expected class numbers below {CLASSES:,}, without gaps"
         )
-    return from_arrays(name, image, label, size=size, crop=crop, channels=channels)
-
-
-def keys_of(names: tuple[str, ...], split: str) -> tuple[str, ...]:
-    """The keys under which a split may be found; a name alone stands for `train`."""
-    plain = names if split == "train" else ()
-    return plain + tuple(f"{n}_{split}" for n in names) + tuple(f"{split}_{n}" for n in names)
-
-
-def folder(name: str, path: str, split: str, size: tuple[int, int] | None, crop: str, channels: int) -> Source:
-    """The PNG, JPEG and WebP files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
-
-    A sub-folder named as the split (`DIR/train/...`) is taken for the whole. Hidden files are passed over.
-    Unless both `size` and `channels` are given, the header of every file is read here (10,000 files: 2 s).
-    """
-    root = epath.Path(path).expanduser()
-    if not path or not root.is_dir():
-        raise InputError(f"no folder {path!r} for --dataset={name}; expected folder:DIR")
-    if (root / split).is_dir():
-        root = root / split
-    elif split != "train":
-        raise InputError(f"unknown split {split!r}: {path} has no sub-folder of that name")
-    images.check_channels(3, channels, name)
-    found = list_images(root)
-    if not found:
-        raise InputError(f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}")
-    classes = sorted({f.rpartition("/")[0].partition("/")[0] for f in found})
-    if "" in classes and len(classes) > 1:
-        loose = next(f for f in found if "/" not in f)
-        raise InputError(f"{root} has sub-folders, which are classes, and images beside them, such as {loose}")
-    classes = classes if len(classes) > 1 else []
-    number = {c: i for i, c in enumerate(classes)}
-    label = np.array([number.get(f.split("/")[0], 0) for f in found], np.int32)
-    paths = [os.fspath(root / f) for f in found]
-    if size and channels:
-        shape = (*size, channels)
-    else:
-        shapes = images.in_threads(measure, paths, f"measuring {name}")
-        shape = images.common_shape(((*(size or s[:2]), s[2]) for s in shapes), name, channels)
-
-    def decode(path: str) -> np.ndarray:
-        with reading(path):
-            return images.checked(images.decode(epath.Path(path).read_bytes(), size, shape[-1], crop), shape)
-
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {"image": images.stacked(decode, [paths[i] for i in indices], shape), "label": label[indices]}
-
-    def identity() -> bytes:
-        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop)
-
-    # To ask for the times of remote files, one by one, would take as long as to read them.
-    local = "://" not in os.fspath(root)
-    return Source(name, len(found), shape, len(classes), read, tuple(classes), identity if local else None)
+    return flat.astype(np.int32)
 
 
 def fingerprint(paths: Sequence[str], *how: Any) -> bytes:
@@ -180,43 +117,17 @@ def fingerprint(paths: Sequence[str], *how: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
+def reading(path: str, advice: str = "mend or remove it") -> Iterator[None]:
     """Names the file in the error for one that is no whole image."""
     try:
         yield
     except images.UNREADABLE as error:
-        raise InputError(f"{path} is not a readable image ({first_line(error)}); mend or remove it") from error
+        raise InputError(f"{path} is not a readable image ({first_line(error)}); {advice}") from error
 
 
 def first_line(error: Exception) -> str:
     """What an exception says, or else its kind."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def measure(path: str) -> tuple[int, int, int]:
-    """(h, w, c) of an image file."""
-    with reading(path), epath.Path(path).open("rb") as file:
-        return images.measure(file)
-
-
-def list_images(root: epath.Path) -> list[str]:
-    """Sorted paths below `root`, relative to it, of the files that are images by their names. Follows links."""
-    found = []
-    if "://" in os.fspath(root):
-        folders = [root]
-        while folders:
-            for path in folders.pop().iterdir():
-                # A name that says image is not asked whether it is a folder: each answer is a trip over the network.
-                if path.name.lower().endswith(images.SUFFIXES):
-                    found.append(path.relative_to(root).as_posix())
-                elif path.is_dir():
-                    folders.append(path)
-    else:
-        for directory, _, names in os.walk(root, followlinks=True):
-            inner = os.path.relpath(directory, root)
-            found += [n if inner == "." else f"{inner}/{n}".replace(os.sep, "/") for n in names]
-    visible = (f for f in found if not any(part.startswith(".") for part in f.split("/")))
-    return sorted(f for f in visible if f.lower().endswith(images.SUFFIXES))
 
 
 HEADER = 64  # bytes: identity, digest
@@ -232,6 +143,11 @@ class Kept:
 
     def __init__(self, source: Source, file: epath.PathLike | None = None):
         n, labels = source.num_examples, HEADER + 4 * source.num_examples
+        memory.check(
+            source.nbytes,
+            f"the {n:,} images {source.shape} of {source.name}",
+            "--placement=stream reads them as they are needed",
+        )
         self.source = source
         self.file = file if source.identity else None
         self.identity = b""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxgan import files
 from jaxgan.errors import InputError
 
 LARGEST = 1 << 32  # bytes of a file; it is read into memory as a whole
@@ -39,7 +40,7 @@ def read(path: epath.PathLike, sha256: str | None = None) -> dict[str, np.ndarra
     InputError: no file, another digest, or anything in it but a dict of tensors.
     """
     path = epath.Path(path)
-    if path.is_dir() or not path.exists():
+    if not files.is_plain(path):
         raise InputError(f"no file {str(path)!r}; expected a PyTorch file of tensors")
     try:
         length = path.stat().length

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import adversarial, checkpoint, flags, lookup, models
+from jaxgan import adversarial, checkpoint, flags, lookup, memory, models
 from jaxgan.errors import InputError
 
 BATCH = 128  # images of one compiled call
+MOST = 2**20  # of any whole number among the arguments of a network, so that a damaged one is known by it
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -165,11 +168,17 @@ def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
     try:
         for argument in arguments.keys() - _fields(found):
             raise TypeError(f"it has no argument {argument!r}")
+        for name, value in arguments.items():
+            for number in jax.tree.leaves(value):
+                if isinstance(number, int) and abs(number) > MOST:
+                    raise TypeError(f"its {name} is {number:,}; expected at most {MOST:,}")
         if "dtype" in arguments:
+            if arguments["dtype"] not in DTYPES:
+                raise TypeError(f"its dtype is {arguments['dtype']!r}; expected one of {', '.join(DTYPES)}")
             arguments["dtype"] = jnp.dtype(arguments["dtype"])
         return found(**{key: _frozen(value) for key, value in arguments.items()})
     except TypeError as error:
-        raise InputError(f"cannot build the network {stored['path']!r}: {error}") from None
+        raise InputError(f"cannot build the network {stored['path']!r}: {error!s:.200}") from None
 
 
 def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -> Trained:
@@ -184,9 +193,10 @@ def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -
         raise InputError(f"the config.json of {str(run)!r} names no generator")
     generator = build(networks["generator"], allow)
     players = checkpoint.read(run / "checkpoints", step).get("players", {})
-    if "gen" not in players:
-        raise InputError(f"the checkpoint of {str(run)!r} has no player 'gen', but {sorted(players)}")
-    player = jax.device_put(players["gen"])
+    player = players.get("gen") if isinstance(players, dict) else None
+    if not isinstance(player, dict) or not isinstance(player.get("params"), dict):
+        raise InputError(f"the checkpoint of {str(run)!r} has no player 'gen' with params, but {list(players)!s:.100}")
+    player = jax.device_put(player)
     params, variables = player.get("ema") or player["params"], player.get("variables", {})
     try:
         z = jax.ShapeDtypeStruct((1, generator.latent), jnp.float32)
@@ -196,6 +206,7 @@ def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -
     except Exception as error:  # whatever a network says to weights or arguments that are not its own
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"the checkpoint of {str(run)!r} does not fit the network of its config: {reason}") from error
+    memory.check(BATCH * 4 * math.prod(generator.shape), f"{BATCH} images {generator.shape} of {str(run)!r}")
     return Trained.of(generator, params, variables)
 
 

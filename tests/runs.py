@@ -1,5 +1,6 @@
 """Runs of an experiment for tests: in a process of their own or in this one, and what they left behind."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -51,6 +52,12 @@ def here(capfd, *argv, script=image):
     except SystemExit as ending:
         code = ending.code
     return code, *capfd.readouterr()
+
+
+def snapshot(folder):
+    """{path: digest}, of directories and hidden files too."""
+    found = sorted(folder.rglob("*"))
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "directory" for p in found}
 
 
 def lines(workdir):

@@ -15,7 +15,7 @@ import pytest
 
 from jaxgan import checkpoint
 from jaxgan.checkpoint import Checkpoints, read
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, StorageFault
 
 
 @flax.struct.dataclass
@@ -116,7 +116,7 @@ def test_wrong_use_is_one_line(tmp_path):
         with pytest.raises(InputError, match=best):
             Checkpoints(tmp_path, best=best)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the checkpoint of step 1"):
+    with pytest.raises(StorageFault, match="cannot write the checkpoint of step 1"):
         Checkpoints(tmp_path / "file" / "c").save(1, make())
 
 

@@ -110,7 +110,7 @@ def test_write_read(tmp_path):
     assert stored["shape"] == [8, 8, 1]
     assert stored["config"] == json.loads(json.dumps(dataclasses.asdict(Config(steps=5))))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "flags.txt"]
-    with pytest.raises(InputError, match="line break"):
+    with pytest.raises(InputError, match=r"the character '\\n', which no flag file can"):
         flags.write(Config(workdir="a\nb"), tmp_path / "other")
     with pytest.raises(InputError, match="not a run"):
         flags.read(tmp_path)

@@ -1,12 +1,15 @@
 """Files and arrays of pixels: sizes, crops, kinds of files, damaged ones."""
 
 import io
+import tracemalloc
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxgan import images
+from tests.malformed_data import lying_jpeg, png
 
 
 def test_crops_are_centred_and_resizing_is_antialiased():
@@ -44,8 +47,8 @@ def test_pixels_of_unusual_files():
     np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
 
 
-def by_pillow(data, channels):
-    with Image.open(io.BytesIO(data)) as file:
+def by_plugins(data, channels):
+    with images.opened(io.BytesIO(data)) as file:
         return np.asarray(images.convert(images.upright(file), channels))
 
 
@@ -86,4 +89,63 @@ def test_plain_files_take_a_short_way_to_the_pixels_of_pillow():
         damaged.append(bytes(data))
     assert 50 < sum(images.plain(data) is not None for data in damaged) < 550
     for data in plain + others + damaged:
-        assert outcome(images.decode, data, None, 3) == outcome(by_pillow, data, 3)
+        assert outcome(images.decode, data, None, 3) == outcome(by_plugins, data, 3)
+
+
+def corner(data, channels=3):
+    return images.decode(data, None, channels)[0, 0].tolist()
+
+
+def test_pixels_of_print_and_of_16_bits():
+    printed = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100)
+    np.testing.assert_allclose(corner(printed), [255, 0, 0], atol=2)  # all magenta and yellow is red
+    # YCCK as Adobe writes it, all four complemented: Y, Cb, Cr of cyan, and no black, are red. Pillow complements too.
+    ycck = bytearray(encode(Image.new("CMYK", (8, 8), tuple(255 - x for x in (179, 171, 1, 255))), "JPEG", quality=100))
+    ycck[ycck.index(b"Adobe") + 11] = 2  # the transform
+    np.testing.assert_allclose(corner(bytes(ycck)), [255, 0, 0], atol=3)
+    deep = png(1, 1, b"\0" + bytes([0x80, 0xFF, 0x10, 0xFF, 0xFF, 0x00]), bits=16, colour=2)
+    assert corner(deep) == [0x80, 0x10, 0xFF]
+    assert corner(png(1, 1, b"\0\x81\xff", bits=16), 1) == [0x81]
+    assert corner(png(1, 1, b"\0\x81\xff\x40\x00", bits=16, colour=4), 1)[0] in range(0xDE, 0xE2)  # a quarter, on white
+
+
+def test_what_shines_through_is_white():
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    assert corner(encode(palette)) == [200, 0, 0]
+    assert corner(encode(palette, transparency=1)) == [255, 255, 255]
+    half = corner(encode(palette, transparency=bytes([255, 128])))
+    np.testing.assert_allclose(half, [200 * 128 / 255 + 127, 127, 127], atol=1)
+    np.testing.assert_allclose(corner(encode(Image.new("LA", (2, 2), (100, 128))), 1), 100 * 128 / 255 + 127, atol=1)
+    assert corner(encode(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))) == [255, 255, 255]
+    assert corner(encode(Image.new("RGBA", (2, 2), (7, 8, 9, 0)), "WEBP", lossless=True)) == [255, 255, 255]
+
+
+def test_of_an_animation_the_first_frame_is_seen():
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    for form, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("MPO", {})):
+        data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
+        assert images.measure(io.BytesIO(data)) == (4, 6, 3)
+        np.testing.assert_allclose(images.decode(data, None, 3), np.full((4, 6, 3), [255, 0, 0]), atol=2)
+
+
+@pytest.mark.parametrize("crop", images.CROPS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
+def test_extreme_shapes_are_fitted(size, crop):
+    image = Image.new("L", size, 77)
+    assert (images.decode(encode(image), (8, 8), 1, crop) == 77).all()
+    assert images.decode(encode(image), None, 3).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("data", [png(60_000, 60_000), png(60_000, 60_000, colour=2, bits=16), lying_jpeg()])
+def test_a_bomb_is_known_by_its_header(data):
+    """Before memory is taken for its pixels: 3.6 GB and more."""
+    tracemalloc.start()
+    try:
+        for see in (lambda: images.measure(io.BytesIO(data)), lambda: images.decode(data, (8, 8), 3)):
+            with pytest.raises(ValueError, match=r"6\d000x6\d000 pixels, and 134,217,728 are the most"):
+                see()
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert images.plain(data) is None

@@ -82,8 +82,18 @@ RUN = (
     "jaxgan.report",
     "jaxgan.trained",
     "jaxgan.config",
+    "jaxgan.workdir",
+    "jaxgan.preemption",
 )
-DATA = ("jaxgan.data", "jaxgan.sources", "jaxgan.prepared", "jaxgan.images", "jaxgan.datasets")
+DATA = (
+    "jaxgan.data",
+    "jaxgan.sources",
+    "jaxgan.folders",
+    "jaxgan.archives",
+    "jaxgan.prepared",
+    "jaxgan.images",
+    "jaxgan.datasets",
+)
 
 # Who never meets whom, not even through a third: the arrows of the design, read as walls.
 WALLS = {
@@ -165,7 +175,7 @@ def test_private_names_stay_at_home(module):
             modules[alias] = name
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            # PyTorch has no other name for its updates of many tensors at once, nor Python for an end at once.
+            # PyTorch has no other name for its updates of many tensors at once, nor Python for an exit at once.
             private = node.attr.startswith("_") and not node.attr.startswith(("__", "_foreach_", "_exit"))
             assert not private, f"{path.name}:{node.lineno} uses {node.value.id}.{node.attr}"
 

@@ -4,7 +4,6 @@
 which cost more than the runs and are therefore skipped otherwise.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,20 @@ import pytest
 from PIL import Image
 
 from jaxgan import checkpoint
-from tests.runs import KILLS, STEPS, TINY, compile_quickly, here, leaves, lines, program, rows, same_run, start
+from tests.runs import (
+    KILLS,
+    STEPS,
+    TINY,
+    compile_quickly,
+    here,
+    leaves,
+    lines,
+    program,
+    rows,
+    same_run,
+    snapshot,
+    start,
+)
 
 __all__ = ["compile_quickly"]  # a fixture
 
@@ -32,12 +44,6 @@ JUMP = ("--optimizer=sgd", "--learning_rate=1e-4,1e30")
 def elsewhere(tmp_path, monkeypatch):
     """So that a stray file of a relative path is seen."""
     monkeypatch.chdir(tmp_path)
-
-
-def snapshot(folder):
-    """{path: digest}, of directories and hidden files too."""
-    found = sorted(folder.rglob("*"))
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "directory" for p in found}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def killed(workdir, delay, *argv):
     return code != 0
 
 
-@pytest.mark.parametrize("placement", ["resident", "stream"])
+@pytest.mark.parametrize("placement", [pytest.param("resident", marks=pytest.mark.slow), "stream"])
 def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, placement):
     """And a stream gives the bits of resident data, which the undisturbed run had."""
     seconds = [json.loads(line)["seconds"] for line in lines(whole)]
@@ -146,7 +152,7 @@ def test_a_run_that_diverges_names_the_move_and_the_step(tmp_path, capfd):
     assert found and "Traceback" not in err, err
     step = int(found[2])
     kept = checkpoint.Checkpoints(workdir / "checkpoints").steps
-    assert f"the last good checkpoint stands, of step {kept[-1]}." in last
+    assert f"the checkpoint of step {kept[-1]} stands." in last
     assert 10 <= kept[-1] <= step < 50  # steps count from 0, so the loss of step n is that of the state after n
     state = checkpoint.read(workdir / "checkpoints")
     assert state["step"] == kept[-1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgan import data, images, sources
+from jaxgan import data, folders, images
 from jaxgan.errors import InputError
 
 REAL = os.environ.get("JAXGAN_TEST_DATA", "")
@@ -122,7 +122,7 @@ def test_a_remote_folder_is_walked_like_a_local_one(tmp_path):
         save(tmp_path / name, np.zeros((2, 2), np.uint8))
     (tmp_path / "notes.txt").write_text("no image")
     expected = ["a/1.png", "a/deep/2.JPG", "b/3.webp"]
-    assert sources.list_images(tmp_path) == sources.list_images(Remote(tmp_path)) == expected
+    assert folders.list_images(tmp_path) == folders.list_images(Remote(tmp_path)) == (expected, {})
 
 
 def test_a_folder_without_classes_and_one_with_splits(tmp_path):

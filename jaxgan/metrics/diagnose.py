@@ -199,7 +199,7 @@ def _part(source: Source, rows: np.ndarray) -> Source:
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         return source.read(rows[indices])
 
-    return Source(source.name, len(rows), source.shape, source.num_classes, read, source.class_names)
+    return dataclasses.replace(source, num_examples=len(rows), read=read, identity=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,226 @@
+"""A folder of image files as a `Source`; which of its files cannot be read, and how they are left out."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from jaxgan import files, images
+from jaxgan.errors import InputError, printable
+from jaxgan.sources import Source, fingerprint, first_line, reading
+
+LONGEST = 2**30  # bytes of a file: twice the pixels of the largest image
+FEW = 2_000  # files whose headers are read even if they are not needed: in half a second
+LISTED = 10  # of the files left out, on the terminal
+ADVICE = "mend or remove it, or leave it out with --skip_bad_images"
+
+
+def folder(
+    name: str,
+    path: str,
+    split: str,
+    size: tuple[int, int] | None,
+    crop: str,
+    channels: int,
+    skip_bad: bool = False,
+    cache: epath.PathLike | None = None,
+) -> Source:
+    """The PNG, JPEG and WebP files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
+
+    A sub-folder named as the split (`DIR/train/...`) is taken for the whole. Hidden files are passed over.
+    The header of every file is read here (10,000 files: 2 s), but for large sets with `size` and `channels` given.
+    skip_bad: every file is decoded here, and those that cannot be are left out; which ones is kept in `cache`.
+    """
+    root = epath.Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise InputError(f"no folder {path!r} for --dataset={name}; expected folder:DIR")
+    if pathlib.PurePath(split).name == split and (root / split).is_dir():
+        root = root / split
+    elif split != "train":
+        raise InputError(f"unknown split {split!r}: {path} has no sub-folder of that name")
+    images.check_channels(3, channels, name)
+    found, bad = list_images(root)
+    if not skip_bad:
+        for wrong, reason in bad.items():
+            raise InputError(f"{root / wrong} is not a readable image ({reason}); {ADVICE}")
+    if not found:
+        raise InputError(f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}")
+    classes = classes_of(found, root)
+    skipped: tuple[str, ...] = ()
+    if skip_bad:
+        bad |= unreadable(name, root, [f for f in found if f not in bad], cache)
+        skipped = tuple(f"{f}: {bad[f]}" for f in sorted(bad))
+        report(skipped, len(found), name)
+        found = [f for f in found if f not in bad]
+    number = {c: i for i, c in enumerate(classes)}
+    label = np.array([number.get(f.split("/")[0], 0) for f in found], np.int32)
+    paths = [os.fspath(root / f) for f in found]
+    if size and channels and len(paths) > FEW:
+        shape = (*size, channels)
+    else:
+        shapes = images.in_threads(measure, paths, f"measuring {name}")
+        shape = images.common_shape(((*(size or s[:2]), s[2]) for s in shapes), name, channels)
+
+    def decode(path: str) -> np.ndarray:
+        with reading(path, ADVICE):
+            return images.checked(images.decode(contents(path), size, shape[-1], crop), shape)
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": images.stacked(decode, [paths[i] for i in indices], shape), "label": label[indices]}
+
+    def identity() -> bytes:
+        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop)
+
+    # To ask for the times of remote files, one by one, would take as long as to read them.
+    kept = None if is_remote(root) else identity
+    return Source(name, len(found), shape, len(classes), read, tuple(classes), kept, skipped)
+
+
+def is_remote(root: epath.Path) -> bool:
+    return "://" in os.fspath(root)
+
+
+def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
+    """The sub-folders that files lie in, sorted; none where there are fewer than two."""
+    classes = sorted({f.rpartition("/")[0].partition("/")[0] for f in found})
+    if "" in classes and len(classes) > 1:
+        loose = next(f for f in found if "/" not in f)
+        raise InputError(f"{root} has sub-folders, which are classes, and images beside them, such as {loose}")
+    forms: dict[str, str] = {}
+    for c in classes:  # as when a disk of macOS, which takes letters apart, is copied onto one of Linux
+        if (other := forms.setdefault(unicodedata.normalize("NFC", c), c)) != c:
+            raise InputError(f"the classes {other!a} and {c!a} of {root} are one name in two Unicode forms; merge them")
+    return classes if len(classes) > 1 else []
+
+
+def measure(path: str) -> tuple[int, int, int]:
+    """(h, w, c) of an image file."""
+    with reading(path, ADVICE), epath.Path(path).open("rb") as file:
+        return images.measure(file)
+
+
+def contents(path: str) -> bytes:
+    """The bytes of an image file; ValueError for more of them than any has."""
+    if "://" not in path and (n := pathlib.Path(path).stat().st_size) > LONGEST:
+        raise ValueError(f"it has {n:,} bytes, and {LONGEST:,} are the most that are read")
+    return epath.Path(path).read_bytes()
+
+
+# --- what lies in a folder
+
+
+def list_images(root: epath.Path) -> tuple[list[str], dict[str, str]]:
+    """Sorted paths below `root`, relative to it, of what is an image by its name; {path: what is wrong with it}.
+
+    Hidden files and folders are passed over. Links are followed, but a folder is read once: by links it may lie in
+    itself, or be reached in any number of ways.
+    """
+    found, bad = (remote(root), {}) if is_remote(root) else local(root)
+    return sorted(found), bad
+
+
+def remote(root: epath.Path) -> list[str]:
+    found, folders = [], [root]
+    while folders:
+        for path in folders.pop().iterdir():
+            # A name that says image is not asked whether it is a folder: each answer is a trip over the network.
+            if path.name.startswith("."):
+                continue
+            if path.name.lower().endswith(images.SUFFIXES):
+                found.append(path.relative_to(root).as_posix())
+            elif path.is_dir():
+                folders.append(path)
+    return found
+
+
+def local(root: epath.Path) -> tuple[list[str], dict[str, str]]:
+    found: list[str] = []
+    bad: dict[str, str] = {}
+    seen: dict[tuple[int, int], str] = {}
+    folders, links = (
+        [""],
+        list[str](),
+    )  # links come last: what is a folder and what is its double does not depend on names
+    while folders or links:
+        inner = folders.pop() if folders else links.pop()
+        try:
+            status = pathlib.Path(root, inner).stat()
+            with os.scandir(root / inner) as entries:
+                inside = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name, reverse=True)
+        except OSError as error:
+            bad[inner or "."] = f"its folder cannot be listed: {error.strerror}"
+            continue
+        if (other := seen.setdefault((status.st_dev, status.st_ino), inner or ".")) != (inner or "."):
+            bad[inner] = f"it is a link to the folder {other}, which is read already"
+            continue
+        for entry in inside:
+            path = f"{inner}/{entry.name}" if inner else entry.name
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.name.lower().endswith(images.SUFFIXES):
+                    found.append(path)
+                    # No question to the disk, which has told the kind with the name; a pipe would be waited for.
+                    if not entry.is_file():
+                        nothing = entry.is_symlink() and not pathlib.Path(root, path).exists()
+                        bad[path] = "it is a link to nothing" if nothing else "it is no file but a pipe or a device"
+            except OSError as error:  # links in a circle
+                found.append(path)
+                bad[path] = str(error.strerror)
+    return found, bad
+
+
+# --- what cannot be read
+
+
+def unreadable(name: str, root: epath.Path, found: Sequence[str], cache: epath.PathLike | None) -> dict[str, str]:
+    """{file: reason} of those that do not decode. Kept in a file of `cache` until one of all files changes."""
+    paths = [os.fspath(root / f) for f in found]
+    file, identity = None, ""
+    if cache is not None and not is_remote(root):
+        identity = fingerprint(paths).hex()
+        code = hashlib.sha256(repr(os.fspath(root.absolute())).encode()).hexdigest()[:12]
+        file = epath.Path(cache).expanduser() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-64:]}-{code}.checked"
+        try:
+            known = json.loads(file.read_text())
+            if known["identity"] == identity:
+                return {str(f): str(reason) for f, reason in known["bad"].items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            pass
+    reasons = images.in_threads(problem, paths, f"checking {name}")
+    bad = {f: reason for f, reason in zip(found, reasons, strict=True) if reason}
+    if file:
+        with contextlib.suppress(OSError):
+            files.write(file, json.dumps({"identity": identity, "bad": bad}))
+    return bad
+
+
+def problem(path: str) -> str:
+    """Why an image file cannot be read; "" if it can."""
+    try:
+        images.decode(contents(path), None, 3)
+    except images.UNREADABLE as error:
+        return first_line(error)
+    return ""
+
+
+def report(skipped: Sequence[str], total: int, name: str) -> None:
+    """Says which files are left out. Raises InputError for more than half of them."""
+    if not skipped:
+        return
+    if 2 * len(skipped) > total:
+        raise InputError(
+            f"{len(skipped)} of the {total} images of {name} cannot be read, such as {skipped[0]}; "
+            "--skip_bad_images leaves out half of them at most"
+        )
+    more = [f"and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else []
+    lines = [f"left out {len(skipped)} of the {total} images of {name}:", *skipped[:LISTED], *more]
+    print("\n  ".join(map(printable, lines)), file=sys.stderr)

@@ -1,0 +1,158 @@
+"""The directory of a run: looked at before anything is read, then made, and held by one process at a time."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from etils import epath
+
+from jaxgan import files, flags, report
+from jaxgan.config import Common
+from jaxgan.errors import InputError
+
+LOCK = ".lock"
+BEAT = 60.0  # seconds between signs of life in a bucket, where no lock exists
+GONE = 5 * BEAT  # without a sign for so long, the run there has died
+
+
+def of(config: Common) -> epath.Path:
+    return epath.Path(config.workdir).expanduser()
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether this is a bucket: nothing there can be appended to, renamed at once or locked."""
+    return "://" in os.fspath(path)
+
+
+def check(config: Common) -> None:
+    """What can be wrong with a run before any data is read; writes nothing."""
+    if not config.workdir:
+        raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
+    workdir = of(config)
+    try:
+        if not flags.check_same(config, workdir):
+            for name in ("checkpoints", report.METRICS):
+                if (workdir / name).exists():
+                    raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
+        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"cannot write to --workdir={config.workdir}: {existing} is not a directory")
+    except OSError as error:  # a name that the file system cannot even look for
+        raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
+    if not is_remote(workdir) and not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
+
+
+def claim(config: Common) -> epath.Path:
+    """The work directory, made if it is missing; or one line that says why it cannot be had."""
+    workdir = of(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
+    return workdir
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator["Beat"]:
+    """Nobody else trains in this directory meanwhile. Raises InputError, saying who does, if somebody is at it.
+
+    On a disk the lock ends with its process, however that ends. In a bucket a run gives a sign of life every minute
+    (`Beat.now`), and one that has given none for five minutes counts as dead; of two started in the same second, both
+    go on.
+    """
+    if is_remote(workdir):
+        beat = Beat(workdir / LOCK)
+        beat.start()
+        try:
+            yield beat
+        finally:
+            beat.stop()
+        return
+    file = _locked(Path(workdir / LOCK), workdir)
+    for part in (*workdir.glob(".*.part"), *workdir.glob("samples/.*.part")):
+        part.unlink(missing_ok=True)  # of a process that was killed while it wrote
+    try:
+        yield Beat(None)
+    finally:
+        with contextlib.suppress(OSError):  # it may have become read-only
+            (workdir / LOCK).unlink()
+        file.close()
+
+
+class Beat:
+    """Signs of life in a bucket; nothing on a disk."""
+
+    def __init__(self, path: epath.Path | None):
+        self._path, self._last = path, 0.0
+
+    def start(self) -> None:
+        assert self._path is not None
+        who = _owner(self._path.read_text()) if self._path.exists() else {}
+        silent = time.time() - float(who.get("time", 0))
+        if silent < GONE and (who.get("host"), who.get("process")) != (socket.gethostname(), os.getpid()):
+            raise InputError(
+                f"{os.fspath(self._path.parent)!r} is in use by {_name(who)}, which gave a sign of life "
+                f"{silent:.0f} s ago; if it has died, wait for {GONE - silent:.0f} s"
+            )
+        self.now()
+
+    def now(self) -> None:
+        """Call it often; it writes once a minute."""
+        if self._path is not None and time.monotonic() - self._last > BEAT:
+            files.write(self._path, _self())
+            self._last = time.monotonic()
+
+    def stop(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+
+def _locked(path: Path, workdir: epath.Path) -> IO[str]:
+    """The file, open and locked."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = _owner(file.read())
+            file.close()
+            raise InputError(
+                f"{os.fspath(workdir)!r} is in use by {_name(who)}; wait for its end, or choose another --workdir"
+            ) from None
+        except OSError:
+            return file  # some network file systems have no locks; better to train than to refuse
+        # Whoever ends removes the file: it may have gone between our opening and our locking it.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(_self())
+            file.flush()
+            return file
+        file.close()
+
+
+def _self() -> str:
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}) + "\n"
+
+
+def _owner(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name(who: dict) -> str:
+    return f"process {who['process']} on {who.get('host')}" if "process" in who else "another process"

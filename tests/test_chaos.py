@@ -1,0 +1,151 @@
+"""Runs that are disturbed come through, or say in one line why not. `python -m tests.chaos` is the long form."""
+
+import json
+import os
+import re
+import resource
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgan import checkpoint, report, workdir
+from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
+from jaxgan.preemption import Preemption
+from tests import chaos, small
+from tests.runs import bits, same_run
+
+
+def test_rates_fall_at_a_rollback(tmp_path, capfd):
+    """(1 - 2.5)^n overflows; from the last checkpoints on (1 - 1.25)^n does not, and the numbers are those by hand.
+
+    That of step 110 is finite, but its loss is not: so the one before it is tried next.
+    """
+    state = small.run(tmp_path / "run", rate=2.5, steps=300, on_nonfinite="rollback")
+    _, err = capfd.readouterr()
+    assert re.findall(r"back to step (\d+), learning rates times ([\d.]+), other noise; (\d)", err) == [
+        ("110", "0.5", "2"),
+        ("100", "0.25", "1"),
+    ]
+    step = 100
+    assert float(state.players["one"].params["x"]) == pytest.approx(0, abs=1e-30)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(5, 301, 5))
+    assert [row.get("rollbacks", 0) for row in rows] == [2 * int(row["step"] > step) for row in rows]
+    at = 1.5**step  # in absolute value
+    expected = np.mean([0.5 * (at * (1 - 2.5 / 4) ** k) ** 2 for k in range(5)])
+    assert rows[step // 5]["one/loss"] == pytest.approx(expected, rel=1e-3)
+    first = jax.random.key_data(small.game(0.1).init(jax.random.key(0), None).key)
+    assert (jax.random.key_data(state.key) != first).any()
+    # A run that went back is continued at the lower rate: killed and resumed, it ends in the same bits.
+    small.run(tmp_path / "parts", rate=2.5, steps=200, on_nonfinite="rollback")
+    small.run(tmp_path / "parts", rate=2.5, steps=300, on_nonfinite="rollback")
+    same_run(tmp_path / "parts", tmp_path / "run")
+
+
+def test_rollbacks_have_an_end(tmp_path):
+    with pytest.raises(Diverged, match="checkpoint of step"):
+        small.run(tmp_path / "run", rate=50.0, steps=300, on_nonfinite="rollback", rollbacks=2)
+    with pytest.raises(Diverged, match="no checkpoint had been saved"):
+        small.run(tmp_path / "none", rate=1e30, steps=300, checkpoint_every=0, on_nonfinite="rollback", rollbacks=1)
+
+
+def signalled(number, at=None):
+    """An evaluation that sends this process a signal, once; `at` makes it wait for the end, which does not come."""
+    sent = []
+
+    def evaluate(state):
+        if not sent:
+            sent.append(int(state.step))
+            os.kill(os.getpid(), number)
+            if at:
+                time.sleep(60)
+        return {"x": float(state.players["one"].params["x"])}
+
+    return evaluate
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("long", [False, True])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, number, long):
+    options = {"steps": 40, "eval_every": 10}
+    small.run(tmp_path / "whole", evaluate=lambda state: {"x": float(state.players["one"].params["x"])}, **options)
+    began = time.monotonic()
+    with pytest.raises(Preempted, match=rf"{signal.Signals(number).name} at step 10, saved"):
+        small.run(tmp_path / "run", evaluate=signalled(number, long), **options)
+    assert time.monotonic() - began < 30
+    assert int(checkpoint.read(tmp_path / "run" / "checkpoints")["step"]) == 10
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    small.run(tmp_path / "run", evaluate=lambda state: {"x": float(state.players["one"].params["x"])}, **options)
+    ours, theirs = (bits(tmp_path / run) for run in ("run", "whole"))
+    assert ours == theirs
+
+
+def test_signals_before_and_after(tmp_path):
+    with pytest.raises(Preempted, match="before a new step"), Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(Preemption().__enter__().asked))
+    thread.start()
+    thread.join()
+    assert heard == [False]  # elsewhere than in the main thread there are no signals, and no error either
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run(tmp_path):
+    """As on a full disk. The thread that writes it has no caller; the next save asks."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file")
+    with pytest.raises(StorageFault, match=r"cannot write to .*run.*no checkpoint had been saved"):
+        small.run(tmp_path / "run", sample=lambda state: np.zeros((4, 4, 1), np.uint8), sample_every=5)
+
+
+def test_half_a_row_is_not_left_behind(tmp_path, monkeypatch):
+    with report.Report(tmp_path, total_steps=10, batch_size=1, tensorboard=False, bar=False) as log:
+        log.log(1, 1, {"loss": 0.5})
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                log.log(2, 2, {"loss": 0.25})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        log.log(2, 2, {"loss": 0.25})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_one_run_a_directory(tmp_path):
+    with workdir.held(tmp_path):
+        second = workdir.held(tmp_path)
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
+            second.__enter__()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / workdir.LOCK).write_text("left behind by one that was killed")
+    (tmp_path / ".config.json.123.part").write_text("half")
+    with workdir.held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_programs(tmp_path):
+    """Signals, seen from outside."""
+    assert "signals in" in chaos.signals(tmp_path, 2, (*chaos.TINY, "--steps=400", "--checkpoint_every=100"))
+
+
+@pytest.mark.parametrize("kind", ["two_at_once", "full_disk"])
+def test_faults(kind, tmp_path):
+    said = chaos.KINDS[kind][0](tmp_path, 1)
+    if said.startswith("skipped"):
+        pytest.skip(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", chaos.KINDS)
+def test_the_long_form(kind, tmp_path):
+    function, times = chaos.KINDS[kind]
+    assert function(tmp_path, times)

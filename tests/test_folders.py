@@ -1,0 +1,147 @@
+"""Folders with more in them than good images: what is refused, what is passed over, what is left out on request."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgan import data, folders, images
+from jaxgan.errors import InputError
+from tests.malformed_data import encoded, png
+from tests.runs import TINY, compile_quickly, here
+
+__all__ = ["compile_quickly"]  # a fixture
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Two classes of ten images, all different."""
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        path = tmp_path / "faces" / "ab"[i // 10] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8)).save(path)
+    return tmp_path / "faces"
+
+
+def spoil(faces):
+    """Four ways to be no image, and the names in order; of `c` nothing is left."""
+    (faces / "a" / "00.png").write_bytes(b"")
+    whole = (faces / "a" / "03.png").read_bytes()
+    (faces / "a" / "03.png").write_bytes(whole[:60])  # its header is whole
+    os.mkfifo(faces / "b" / "99.png")
+    (faces / "aa").mkdir()
+    (faces / "aa" / "1.png").write_bytes(png(60_000, 60_000))
+    return ["a/00.png", "a/03.png", "aa/1.png", "b/99.png"]
+
+
+def counted(monkeypatch):
+    seen, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *args: seen.append(1) or decode(*args))
+    return seen
+
+
+def test_bad_images_are_left_out_on_request(faces, tmp_path, monkeypatch, capsys):
+    whole = data.read_all(data.load(f"folder:{faces}"))
+    bad = spoil(faces)
+    with pytest.raises(InputError, match=r"is not a readable image .* leave it out with --skip_bad_images"):
+        data.load(f"folder:{faces}")
+    seen = counted(monkeypatch)
+    options = {"skip_bad": True, "cache": tmp_path / "cache"}
+    source = data.load(f"folder:{faces}", **options)
+    assert len(seen) == 21  # all but the pipe: the empty one and the bomb in vain
+    assert [line.partition(":")[0] for line in source.skipped] == bad
+    said = capsys.readouterr().err
+    assert said.startswith("left out 4 of the 22 images of folder:") and all(name in said for name in bad)
+    # The classes are those of the names, so that none has another number for a file that is gone.
+    assert source.class_names == ("a", "aa", "b") and source.num_examples == 18
+    found, rest = data.read_all(source), np.delete(np.arange(20), [0, 3])
+    np.testing.assert_array_equal(found["image"], whole["image"][rest])
+    np.testing.assert_array_equal(found["label"], 2 * whole["label"][rest])
+    # Known the next time, until a file changes.
+    del seen[:]
+    assert data.load(f"folder:{faces}", **options).skipped == source.skipped and not seen
+    capsys.readouterr()
+    (faces / "a" / "00.png").write_bytes((faces / "a" / "01.png").read_bytes())
+    assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 21
+    # A list that is damaged is made again.
+    (file,) = (tmp_path / "cache").glob("*.checked")
+    for content in (b"", b"[]", b'{"identity": 1}', bytes(range(256))):
+        del seen[:]
+        file.write_bytes(content)
+        assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 21
+
+
+def test_a_good_folder_loses_nothing(faces, capsys):
+    source = data.load(f"folder:{faces}", skip_bad=True)
+    assert (source.num_examples, source.skipped, capsys.readouterr().err) == (20, (), "")
+
+
+def test_most_cannot_be_left_out(faces):
+    for i in range(11):
+        (faces / "ab"[i // 10] / f"{i:02}.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"11 of the 20 images .* a/00\.png: it is empty; .* half of them at most"):
+        data.load(f"folder:{faces}", skip_bad=True)
+    (faces / "a" / "00.png").write_bytes(encoded(size=(5, 6)))
+    assert data.load(f"folder:{faces}", skip_bad=True).num_examples == 10
+
+
+def test_a_run_names_in_a_file_what_it_left_out(faces, tmp_path, capfd):
+    bad = spoil(faces)
+    argv = (*TINY, "--steps=5", f"--dataset=folder:{faces}", f"--workdir={tmp_path / 'run'}", "--skip_bad_images")
+    code, _, err = here(capfd, *argv, "--dry_run")
+    assert code == 0 and "left out 4" in err and not (tmp_path / "run").exists()
+    for placement in ("stream", "resident"):
+        code, _, err = here(capfd, *argv, f"--placement={placement}")
+        assert code == 0, err
+        listed = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+        assert [line.partition(":")[0] for line in listed] == bad
+    code, _, err = here(capfd, *argv, "--noskip_bad_images")
+    assert code == 2 and "skip_bad_images is 'true' there" in err  # the data of a run do not change on the way
+
+
+def test_links_lead_to_folders_once(faces, tmp_path):
+    """Also out of the folder, which is how a selection is made of a large set."""
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "first").symlink_to(faces / "a")
+    (tmp_path / "chosen" / "second").symlink_to(faces / "b")
+    (tmp_path / "chosen" / "third").mkdir()
+    (tmp_path / "chosen" / "third" / "x.JPG").symlink_to(faces / "a" / "04.png")  # a PNG, whatever it is called
+    source = data.load(f"folder:{tmp_path / 'chosen'}")
+    assert (source.num_examples, source.class_names) == (21, ("first", "second", "third"))
+    found = data.read_all(source)["image"]
+    np.testing.assert_array_equal(found[20], found[4])
+    (tmp_path / "chosen" / "third" / "back").symlink_to(tmp_path / "chosen")
+    with pytest.raises(InputError, match=r"third/back .*link to the folder \., which is read already"):
+        data.load(f"folder:{tmp_path / 'chosen'}")
+    assert data.load(f"folder:{tmp_path / 'chosen'}", skip_bad=True).num_examples == 21
+
+
+def test_names_of_any_letters_are_read(tmp_path):
+    names = ["-rf.png", "a b.PNG", "caf\u00e9.png", "cafe\u0301.JPEG", "\u4e2d.webp", "'\";$(x).png", "a\nb.png"]
+    visible = sorted([*names, "back\\slash.png", os.fsdecode(b"\xff\xfe.png")])
+    for i, name in enumerate([*visible, "..png"]):
+        (tmp_path / name).write_bytes(png(1, 1, bytes([0, i])))
+    assert folders.list_images(tmp_path) == (visible, {})
+    found = data.read_all(data.load(f"folder:{tmp_path}", cache=tmp_path / "cache", skip_bad=True))["image"]
+    assert found.ravel().tolist() == list(range(len(visible)))
+
+
+def test_a_thousand_classes_of_one_image(tmp_path):
+    for i in range(1000):
+        (tmp_path / f"{i:03}").mkdir()
+        (tmp_path / f"{i:03}" / "x.png").write_bytes(png(1, 1, bytes([0, i % 256])))
+    source = data.load(f"folder:{tmp_path}")
+    assert (source.num_classes, source.num_examples) == (1000, 1000)
+    np.testing.assert_array_equal(source.read(np.arange(1000))["label"], np.arange(1000))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everywhere")
+def test_a_folder_that_may_not_be_listed_is_named(faces):
+    (faces / "b").chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"b is not a readable image .*Permission denied"):
+            data.load(f"folder:{faces}")
+    finally:
+        (faces / "b").chmod(0o700)

@@ -355,7 +355,7 @@ def cell(values: list[float]) -> str:
 
 
 def main(config: Config) -> None:
-    loop.setup(Common())
+    loop.setup(Common(num_hosts=1))
     check(config)
     devices = jax.devices()[: config.devices or None]
     # All of them before the first is measured: a name that is wrong shows at once.

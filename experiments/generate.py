@@ -54,7 +54,7 @@ class Config:
 
 def main(config: Config) -> None:
     out, ending = check(config)
-    loop.setup(Common())
+    loop.setup(Common(num_hosts=1))
     gan = trained.load(config.run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     h, w, c = gan.generator.shape
     # All latents, and all images but for those that go into files of their own.

@@ -23,6 +23,7 @@ from jaxgan import (
     augment,
     data,
     flags,
+    hosts,
     lookup,
     loop,
     losses,
@@ -290,7 +291,8 @@ def main(config: Config) -> None:
     game = make_game(config, pair)
     example = {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
     if config.dry_run:
-        describe(config, source, game, example, devices)
+        if hosts.first():
+            describe(config, source, game, example, devices)
         return
 
     def sample(state: State) -> np.ndarray:

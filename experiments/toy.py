@@ -281,7 +281,7 @@ def check(config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    common = Common(workdir=config.workdir, seed=config.seed)
+    common = Common(workdir=config.workdir, seed=config.seed, num_hosts=1)
     loop.setup(common)
     check(config)
     if not config.workdir:

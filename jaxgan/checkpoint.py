@@ -9,6 +9,9 @@
 A checkpoint is an Orbax directory named by its step, renamed into place when it is whole. Its leaves are stored by
 name, as a nested dict of host arrays, so a checkpoint knows of no classes and no devices. Orbax does not notice a
 flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's metadata (2 GB/s), and so has that table.
+
+Of many hosts, the first writes and reads, and sends the others what it read: a state is the same on all of them, so the
+directory need not be shared, nor seen alike. All learn what became of it.
 """
 
 import contextlib
@@ -31,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import files, memory
+from jaxgan import files, hosts, lastwords, memory
 from jaxgan.errors import InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
@@ -66,8 +69,10 @@ class Checkpoints:
         self._best, self._sign = name, -1.0 if sign == "max" else 1.0
         self._metadata = dict(metadata or {})
         self._damaged: set[int] = set()
-        self._writer: Any = None  # an Orbax Checkpointer
-        self._pending: tuple[int, Any, contextlib.ExitStack] | None = None
+        self._tidied = False
+        self._writer: Any = None  # an Orbax AsyncCheckpointer
+        self._pending: contextlib.ExitStack | None = None  # keeps Orbax quiet during a save
+        self._saving: int | None = None  # the step of that save, on every host
 
     @property
     def steps(self) -> list[int]:
@@ -88,11 +93,18 @@ class Checkpoints:
         nothing can be written or the save before this one failed, `InputError` if the directory holds a later step.
         """
         self.wait()
+        if hosts.agree(self._start, step, state, metrics, more):
+            self._saving = step
+
+    def _start(
+        self, step: int, state: Any, metrics: Mapping[str, float] | None, more: Mapping[str, Any] | None
+    ) -> bool:
+        """Whether there is anything to wait for."""
         try:
-            writer = self._open()
+            self._tidy()
             steps = self.steps
             if step in steps:
-                return
+                return False
             if steps and steps[-1] > step:
                 where = os.fspath(self._directory)
                 raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
@@ -101,15 +113,19 @@ class Checkpoints:
             finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
             metadata = self._metadata | dict(more or {})
             custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
-            checkpointables = {"state": _nest({name: array for name, array in arrays.items() if array.size})}
+            stored = _nest({name: array for name, array in arrays.items() if array.size})
+            self._directory.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_quiet())
-                response = writer.save_checkpointables_async(
-                    step, checkpointables, force=True, metrics=finite, custom_metadata=custom
-                )
-                self._pending = step, response, stack.pop_all()
+                from orbax.checkpoint import args
+
+                self._writer = self._writer or _writer()
+                items = args.Composite(state=args.PyTreeSave(stored))
+                self._writer.save(self._directory / str(step), items, custom_metadata=custom)
+                self._pending = stack.pop_all()
         except OSError as error:
             raise self._unwritten(step, error) from None
+        return True
 
     def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
@@ -124,30 +140,43 @@ class Checkpoints:
         """
         self.wait()
         expected = _manifest_of(template)
-        self._damaged |= {step for step in self.steps if before is not None and step >= before}
-        found = _newest(self._directory, step, expected, self._damaged)
+        arrays: dict[str, np.ndarray] = {}
+
+        def newest() -> int | None:
+            self._damaged |= {step for step in self.steps if before is not None and step >= before}
+            found = _newest(self._directory, step, expected, self._damaged)
+            arrays.update(found[1] if found else {})
+            return found[0] if found else None
+
+        found = hosts.agree(newest)
+        lastwords.stands(found)
         if found is None:
             return None
-        step, arrays = found
+        arrays = hosts.share(arrays)
         leaves, structure = jax.tree.flatten(template)
         placed = [_place(arrays[name], leaf) for name, leaf in zip(expected, leaves, strict=True)]
-        return step, jax.tree.unflatten(structure, placed)
+        return found, jax.tree.unflatten(structure, placed)
 
     def best(self) -> int | None:
         """The step whose stored metric is best, of those that are kept; None if no step has that metric."""
         self.wait()
-        metrics = {step: describe(self._directory, step)["metrics"] for step in self.steps if step not in self._damaged}
-        ranked = [(self._sign * found[self._best], -step) for step, found in metrics.items() if self._best in found]
-        return -min(ranked)[1] if ranked else None
+        return self._best_of([step for step in self.steps if step not in self._damaged])
 
     def wait(self) -> None:
         """Returns when the last save is whole. Raises `StorageFault` if it failed, say for want of space."""
-        if self._pending is None:
+        if self._saving is None:
             return
-        (step, response, quiet), self._pending = self._pending, None
+        step, self._saving = self._saving, None
+        hosts.agree(self._finish, step)
+        lastwords.stands(step)
+
+    def _finish(self, step: int) -> None:
+        quiet, self._pending = self._pending, None
+        assert quiet is not None
         with quiet:
             try:
-                response.result()
+                self._writer.wait_until_finished()
+                self._prune()
             except Exception as error:  # whatever the file system or the network had to say
                 raise self._unwritten(step, error) from None
 
@@ -180,37 +209,34 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None and hosts.several():
+            step, self._saving = self._saving, None
+            if self._pending and step is not None:  # the others may be gone: without them
+                self._finish(step)
+                lastwords.stands(step)
         self.close()
 
-    def _open(self) -> Any:
-        """The Orbax Checkpointer, which counts the steps that are there, and removes what killed saves left behind."""
-        if self._damaged:
-            # Left in place they would count among the latest, and push out the good one that the run resumed from.
-            if jax.process_index() == 0:
-                for step in self._damaged:
-                    (self._directory / str(step)).rename(_aside(self._directory, step))
-            if jax.process_count() > 1:
-                from jax.experimental import multihost_utils
+    def _tidy(self) -> None:
+        """Moves damaged checkpoints aside, which would push out good ones, and removes what killed saves left."""
+        for step in self._damaged:
+            (self._directory / str(step)).rename(_aside(self._directory, step))
+        self._damaged.clear()
+        if not self._tidied and self._directory.exists():
+            for path in self._directory.iterdir():
+                if ".orbax-checkpoint-tmp" in path.name:
+                    path.rmtree()
+        self._tidied = True
 
-                multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
-            self._damaged.clear()
-            self.close()  # it has counted them
-        if self._writer is None:
-            policies = _orbax().training.preservation_policies
-            kept = [policies.LatestN(self._keep)]
-            if self._best:
-                kept.append(policies.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
-            self._writer = _orbax().training.Checkpointer(
-                self._directory,
-                preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=True,
-            )
-        return self._writer
+    def _prune(self) -> None:
+        """Removes all but the latest and the best."""
+        for step in {*self.steps[: -self._keep]} - {self._best_of(self.steps)}:
+            (self._directory / str(step)).rmtree()
 
-    def _rank(self, metrics: Mapping[str, float]) -> float:
-        # Orbax keeps the last of the ascending order, which has to be the best.
-        return -self._sign * metrics[self._best] if self._best in metrics else -math.inf
+    def _best_of(self, steps: list[int]) -> int | None:
+        metrics = {step: describe(self._directory, step)["metrics"] for step in steps} if self._best else {}
+        ranked = [(self._sign * found[self._best], -step) for step, found in metrics.items() if self._best in found]
+        return -min(ranked)[1] if ranked else None
 
 
 def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
@@ -227,7 +253,7 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
 def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
     """{"metrics", "metadata"} as stored with `step`; {} for both where they cannot be read."""
     try:
-        with _quiet():
+        with _quiet(), _by_itself():
             custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
         return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
     except Exception:  # damage shows as any error at all
@@ -242,6 +268,27 @@ def _orbax() -> Any:
     from orbax.checkpoint import v1
 
     return v1
+
+
+def _writer() -> Any:
+    """An Orbax AsyncCheckpointer. Orbax's v1 has no writer that waits for no other process."""
+    import orbax.checkpoint as ocp
+
+    own = {jax.process_index()} if hosts.several() else None
+    options = ocp.options.MultiprocessingOptions(jax.process_index(), own, "jaxgan" if own else None)
+    items = ocp.CompositeOptions(multiprocessing_options=options)
+    state = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    handler = ocp.CompositeCheckpointHandler(state=state, composite_options=items)
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=options)
+
+
+def _by_itself() -> Any:
+    """An Orbax context in which this process waits for no other."""
+    context = _orbax().Context()
+    if hosts.several():
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    return context
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
@@ -341,7 +388,7 @@ def _newest(
 def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
     _hush()
-    with _quiet():
+    with _quiet(), _by_itself():
         try:
             return _verified(path, expected)
         except (InputError, _Damaged):

@@ -46,6 +46,17 @@ class Common:
     deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
     tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
     profile: bool = option(False, "record the third call to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True)
+    coordinator: str = option(
+        "", "HOST:PORT of host 0, for --num_hosts; empty: one host, or those of a TPU slice or srun", resumable=True
+    )
+    num_hosts: int = option(
+        0, "processes of this run, each with devices of its own; 0: see --coordinator, 1: only this", resumable=True
+    )
+    host_id: int = option(-1, "which of them this is, from 0", resumable=True)
+    host_timeout: int = option(100, "seconds in which a host must start or show that it lives", resumable=True)
+    call_timeout: float = option(
+        600.0, "seconds, and ten times the slowest call before, until a call is taken to hang; 0: never", resumable=True
+    )
     on_nonfinite: str = option(
         "stop",
         "a loss or weight is not finite: stop, or go back to the last checkpoint, with other noise and half the rates",

@@ -40,6 +40,13 @@ class Preempted(Ending):
     at_once = True  # the machine is about to go
 
 
+class HostLost(Ending):
+    """Another host of the run is gone or hangs, or a device does. Started on all hosts again, the run goes on."""
+
+    code = 76  # EX_PROTOCOL of sysexits.h: the other side did not answer as it should
+    at_once = True  # the end of JAX waits for every host
+
+
 def unknown(kind: str, value: object, choices: Iterable[str], hint: str = "") -> InputError:
     """An error for a name that is none of `choices`: `unknown loss 'hing'; did you mean 'hinge'? choices: ...`."""
     choices = sorted(choices)

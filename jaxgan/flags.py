@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags as absl_flags
 from etils import epath
 
-from jaxgan import files
+from jaxgan import files, lastwords
 from jaxgan.errors import Ending, InputError, Preempted, printable, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -99,11 +99,7 @@ def main(
     except Ending as ending:
         prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
         print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
-        if ending.at_once and argv is None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ending.code)
-        raise SystemExit(ending.code) from None
+        lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

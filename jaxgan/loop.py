@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, files, flags, memory, parallel, report, workdir
+from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
@@ -41,7 +41,7 @@ def cache_dir() -> Path:
 
 
 def setup(config: Common) -> None:
-    """Process-wide settings, most of them of JAX; before anything touches a device."""
+    """Process-wide settings, most of them of JAX, and the other hosts; before anything touches a device."""
     # Cameras write EXIF that is not quite right: a line for each, and nothing that pixels depend on.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -51,6 +51,7 @@ def setup(config: Common) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    hosts.initialise(config)
 
 
 def run(
@@ -75,7 +76,7 @@ def run(
     length = min(config.steps_per_call, feed.max_steps, config.steps)
     check_memory(game, config, example, devices)
     shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
-    with contextlib.ExitStack() as stack:
+    with hosts.together(), contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -83,7 +84,7 @@ def run(
         def program(rollbacks: int) -> "Program":
             slowed = game.slowed(SLOWER**rollbacks) if rollbacks else game
             call = parallel.compile_steps(slowed, feed.draw, devices)
-            return Program(call, pool.submit(lambda: call.lower(shapes, *feed.like(length)).compile()), length)
+            return Program(call, pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length))), length)
 
         def first() -> State:
             # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
@@ -95,24 +96,34 @@ def run(
         compiling = program(0)
         state = first()
         resident = feed.resident  # raises for data that cannot be read, before anything is written
-        directory = workdir.claim(config)
-        beat = stack.enter_context(workdir.held(directory))
-        resumed = flags.check_same(config, directory)
+        directory, beat = workdir.of(config), workdir.Beat(None)
+
+        def hold() -> bool:
+            nonlocal beat
+            beat = stack.enter_context(workdir.held(workdir.claim(config)))
+            return flags.check_same(config, directory)
+
+        resumed = hosts.agree(hold)
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
         step = rollbacks = 0
         if found := checkpoints.restore(shapes):
             step, state = found
-            rollbacks = checkpoint.describe(directory / "checkpoints", step)["metadata"].get("rollbacks", 0)
+            kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)
+            rollbacks = kept["metadata"].get("rollbacks", 0)
         if step >= config.steps:
-            print(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
+            hosts.tell(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
-        with storing(directory, checkpoints):
-            flags.write(config, directory, about)
-            if feed.skipped:
-                files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
-            report.truncate(directory, step if resumed else -1)
+
+        def begin() -> None:
+            with storing(directory, checkpoints):
+                flags.write(hosts.alone(config), directory, about)
+                if feed.skipped:
+                    files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
+                report.truncate(directory, step if resumed else -1)
+
+        hosts.agree(begin)
         if rollbacks:
             compiling = program(rollbacks)
         run = Run(game, feed, config, directory, checkpoints, preemption, beat, sample, evaluate)
@@ -126,16 +137,16 @@ def run(
                 rollbacks += 1
                 compiling = program(rollbacks)
                 # One that leads nowhere was saved too late: then the one before it, or from the start.
-                before = step if step in checkpoints.steps[-1:] else None
+                before = step if step in hosts.agree(lambda: checkpoints.steps[-1:]) else None
                 step, state = checkpoints.restore(shapes, before=before) or (0, first())
                 state = state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
-                report.truncate(directory, step or -1)
+                hosts.agree(report.truncate, directory, step or -1)
                 rate = f"learning rates times {SLOWER**rollbacks}"
-                print(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", file=sys.stderr)
+                hosts.tell(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", sys.stderr)
     step, seconds = config.steps, time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
-    print(
+    hosts.tell(
         f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
         f"everything lies in {directory}: checkpoints/, samples/, metrics.jsonl, config.json"
     )
@@ -179,24 +190,24 @@ def play(
     storage = functools.partial(storing, run.directory, checkpoints)
     kept = {"rollbacks": rollbacks} if rollbacks else {}
     with storage():
-        log = report.Report(
-            run.directory,
-            total_steps=config.steps,
-            batch_size=config.batch_size,
-            start_step=step,
-            tensorboard=config.tensorboard,
-        )
-    with log:
+        log = record(config, run.directory, step)
+    with log, lastwords.Watch(config.call_timeout) as watch:
         if step:
             log.note(f"resuming {run.directory} at step {step}")
         if config.steps - step >= program.length:
             program.of(program.length)  # waits for the compiler, as long as a signal may end that
         preemption.begin()
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
-            with profiled(run.directory) if config.profile and i == PROFILED else contextlib.nullcontext():
+            with (
+                profiled(run.directory)
+                if config.profile and i == PROFILED and hosts.first()
+                else contextlib.nullcontext()
+            ):
                 steps = next(iter(x.values())).shape[1]  # the last call may be shorter
-                state, stacked = program.of(steps)(state, resident, x)
-                stacked = jax.device_get(stacked)
+                call = program.of(steps)
+                with watch.call(compiles=i == 0 or steps < program.length):
+                    state, stacked = call(state, resident, x)
+                    stacked = jax.device_get(stacked)
             first, step = step, step + steps
             stop_if_diverged(stacked, run.game, first, checkpoints)
             metrics = run.game.average(stacked, first) | kept
@@ -205,16 +216,14 @@ def play(
             if run.evaluate and due(config.eval_every):
                 # Before the first row the time is that of compilation, which has no rate to take a pause from.
                 with log.paused() if first > start else contextlib.nullcontext():
-                    found = preemption.unless_asked(run.evaluate, state) or {}
-                scores = {f"eval/{name}": value for name, value in found.items()}
+                    scores = hosts.agree(measured, run, state)
             with storage():
                 log.log(step, step * config.batch_size, metrics | scores)
                 run.beat.now()
             if run.sample and due(config.sample_every):
                 with log.paused():
-                    if (grid := preemption.unless_asked(run.sample, state)) is not None:
-                        log.picture("", step, step * config.batch_size, grid)
-            stop = preemption.asked and step < config.steps
+                    hosts.agree(drawn, run, log, step, state)
+            stop = hosts.anyone(preemption.asked) and step < config.steps
             if stop or due(config.checkpoint_every) or step == config.steps:
                 with log.paused(), storage():
                     log.flush()  # before the state that follows it: a run killed between the two draws no picture twice
@@ -222,8 +231,13 @@ def play(
             if stop:
                 with storage():
                     checkpoints.wait()
+                when = (
+                    f"{preemption.seconds:.1f} s after the signal"
+                    if preemption.asked
+                    else "as a signal asked elsewhere"
+                )
                 raise Preempted(
-                    f"stopped by {preemption.name} at step {step}, saved {preemption.seconds:.1f} s after the signal; "
+                    f"stopped by {preemption.name or 'another host'} at step {step}, saved {when}; "
                     "the same command goes on"
                 )
         with storage():
@@ -232,14 +246,44 @@ def play(
     return state, scores
 
 
+def record(config: Common, directory: epath.Path, step: int) -> report.Report | report.Silent:
+    """Where the run is reported: by the first host alone."""
+    if not hosts.first():
+        return report.Silent()
+    return report.Report(
+        directory,
+        total_steps=config.steps,
+        batch_size=config.batch_size,
+        start_step=step,
+        tensorboard=config.tensorboard,
+    )
+
+
+def measured(run: Run, state: State) -> dict[str, float]:
+    """Figures of a state, or none if a signal came meanwhile."""
+    assert run.evaluate is not None
+    found = run.preemption.unless_asked(run.evaluate, state) or {}
+    return {f"eval/{name}": float(value) for name, value in found.items()}
+
+
+def drawn(run: Run, log: report.Report | report.Silent, step: int, state: State) -> None:
+    assert run.sample is not None
+    if (grid := run.preemption.unless_asked(run.sample, state)) is not None:
+        log.picture("", step, step * run.config.batch_size, grid)
+
+
 @contextlib.contextmanager
 def storing(directory: epath.Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
-    """What is written in here is written, or the run ends: it would train for nothing."""
+    """What is written in here is written, or the run ends: it would train for nothing.
+
+    Of many hosts that is the first, which does not ask the others what stands.
+    """
     try:
         yield
     except OSError as error:
         reason = f"cannot write to {os.fspath(directory)!r}: {error.strerror or error}"
-        raise StorageFault(f"{reason}; {last_good(checkpoints)}; the same command goes on from there") from error
+        left = checkpoints.standing if hosts.several() else last_good(checkpoints)
+        raise StorageFault(f"{reason}; {left}; the same command goes on from there") from error
 
 
 def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
@@ -267,7 +311,7 @@ def check(config: Common) -> None:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
-    workdir.check(config)
+    hosts.agree(workdir.check, config)
 
 
 def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
@@ -309,7 +353,7 @@ def last_good(checkpoints: checkpoint.Checkpoints) -> str:
     """What is left of a run that ends early."""
     with contextlib.suppress(StorageFault):  # of the save under way
         checkpoints.wait()
-    return checkpoints.standing
+    return hosts.agree(lambda: checkpoints.standing)
 
 
 def save(

@@ -1,8 +1,8 @@
 """One compiled call: a scan over many steps of a game, mapped over the devices.
 
 The state is one replicated array tree without a device axis, donated from call to call, so that a program for one
-device, eight, or many hosts is the same program. A call costs the host a fraction of a millisecond; the scan pays that
-once for all of its steps, and metrics leave the devices once, stacked.
+device, eight, or many hosts is the same program; of many, each holds its own replicas. A call costs the host a fraction
+of a millisecond; the scan pays that once for all of its steps, and metrics leave the devices once, stacked.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,20 +40,38 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
     )
 
 
+def ahead(call: Any, *shapes: Any) -> Any:
+    """`compile_steps`, compiled before there are arrays. Of several hosts, by its first call: pmap has no other way."""
+    return call.lower(*shapes).compile() if jax.process_count() == 1 else call
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Every leaf whole on every device, placed as a compiled call wants it: no second compilation, no copy later."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (collectives.AXIS,)), PartitionSpec()))
+    """Every leaf whole on every device of this host, as a compiled call wants it: no second compilation, no copy."""
+    return jax.device_put(tree, here(devices))
 
 
 def like(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """What `replicate` makes of arrays of these shapes, as shapes: for compiling before there are any."""
-    sharding = NamedSharding(Mesh(np.asarray(devices), (collectives.AXIS,)), PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here(devices)), tree)
+
+
+def here(devices: Sequence[jax.Device]) -> NamedSharding:
+    """Replicated over those devices that are of this host: pmap takes and gives what is one host's share."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    return NamedSharding(Mesh(np.asarray(own), (collectives.AXIS,)), PartitionSpec())
 
 
 def devices_for(batch_size: int, count: int = 0) -> list[jax.Device]:
-    """The first `count` devices (0: all), which must divide the global batch."""
+    """The first `count` devices (0: all), which must divide the global batch; of several hosts, as many of each."""
     devices = jax.devices()
+    machines = jax.process_count()
+    if count % machines:
+        raise InputError(
+            f"--devices={count} does not divide over {machines} hosts; nearest: {-(-count // machines) * machines}"
+        )
+    if machines > 1 and 0 < count <= len(devices):
+        homes = [[d for d in devices if d.process_index == i][: count // machines] for i in range(machines)]
+        devices = [device for home in homes for device in home]
     if not 0 <= count <= len(devices):
         raise InputError(f"--devices={count}, but this machine has {len(devices)} ({devices[0].device_kind})")
     devices = devices[: count or len(devices)]

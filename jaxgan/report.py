@@ -182,6 +182,29 @@ class Report:
             print(f"step {step}/{self._total}, " + ", ".join(words), file=sys.stderr, flush=True)
 
 
+class Silent:
+    """Takes what a `Report` takes and writes nothing: for the processes of a run that are not the first."""
+
+    def log(self, step: int, images: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def picture(self, name: str, step: int, images: int, grid: np.ndarray) -> None: ...
+
+    def paused(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def note(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class _Rows:
     """Lines of a file that grows: appended one write a line, or, in a bucket, uploaded whole once a minute."""
 

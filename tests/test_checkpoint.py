@@ -129,11 +129,11 @@ def test_state_may_be_donated_at_once(tmp_path):
             state = step(state)
             before = state
             saved.save(number, state)
-            pending = saved._pending[1]
+            pending = saved._pending
             for _ in range(4):
                 state = step(state)
             assert before["a"].is_deleted()
-            assert pending is not None
+            assert pending
         saved.wait()
         for number in range(1, 6):
             _, found = saved.restore(state, number)

@@ -77,6 +77,7 @@ GAME = (
 RUN = (
     "jaxgan.loop",
     "jaxgan.parallel",
+    "jaxgan.hosts",
     "jaxgan.checkpoint",
     "jaxgan.report",
     "jaxgan.trained",
@@ -111,6 +112,7 @@ WALLS = {
     "jaxgan.parallel": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME[1:], *DATA),
     "jaxgan.checkpoint": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME, *DATA),
     "jaxgan.report": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME, *DATA),
+    "jaxgan.hosts": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN[:2], *RUN[3:], *DATA),
     "jaxgan.loop": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:]),
     "jaxgan.metrics": (*GAME, *RUN),
     **dict.fromkeys(DATA, ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN)),

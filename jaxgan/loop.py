@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, flags, parallel, report, workdir
+from jaxgan import checkpoint, files, flags, parallel, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
@@ -186,7 +187,7 @@ def play(
             program.of(program.length)  # waits for the compiler, as long as a signal may end that
         preemption.begin()
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
-            with profiled(run.directory) if config.profile and i == PROFILED else contextlib.nullcontext():
+            with profiled(run.directory, storage) if config.profile and i == PROFILED else contextlib.nullcontext():
                 steps = next(iter(x.values())).shape[1]  # the last call may be shorter
                 state, stacked = program.of(steps)(state, resident, x)
                 stacked = jax.device_get(stacked)
@@ -202,7 +203,7 @@ def play(
                 scores = {f"eval/{name}": value for name, value in found.items()}
             with storage():
                 log.log(step, step * config.batch_size, metrics | scores)
-                run.beat.now()
+                run.beat.check()
             if run.sample and due(config.sample_every):
                 with log.paused():
                     if (grid := preemption.unless_asked(run.sample, state)) is not None:
@@ -234,9 +235,19 @@ def storing(directory: epath.Path, checkpoints: checkpoint.Checkpoints) -> Itera
         raise StorageFault(f"{reason}; {last_good(checkpoints)}; the same command goes on from there") from error
 
 
-def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def profiled(workdir: epath.Path, storage: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
     """Records what the devices do. TensorBoard shows it with its profile plugin; ui.perfetto.dev reads the .gz file."""
-    return jax.profiler.trace(workdir / "profile", create_perfetto_trace=True)
+    if not files.is_remote(workdir):
+        with jax.profiler.trace(workdir / "profile", create_perfetto_trace=True):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as folder:  # the profiler writes to disks only
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            yield
+        for path in filter(Path.is_file, Path(folder).rglob("*")):
+            with storage():
+                files.write(workdir / "profile" / path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:

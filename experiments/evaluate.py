@@ -144,8 +144,11 @@ def check(config: Config) -> None:
         return
     if not config.out.endswith(".json"):
         raise InputError(f"--out={config.out}: expected a name that ends in .json")
-    parent = next(path for path in epath.Path(config.out).expanduser().absolute().parents if path.exists())
-    if "://" not in config.out and not (parent.is_dir() and os.access(parent, os.W_OK)):
+    out = files.reach(config.out)
+    if files.is_remote(out):
+        return
+    parent = next(path for path in out.absolute().parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
 
 
@@ -155,7 +158,7 @@ def check(config: Config) -> None:
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
-    stored = flags.read(epath.Path(run).expanduser()).get("config", {})
+    stored = flags.read(files.reach(run)).get("config", {})
 
     def draw(seed: int) -> Samples:
         labels, start = gan.labels(None, config.num), 0

@@ -146,8 +146,11 @@ def check(config: Config) -> None:
         return
     if not config.out.endswith(".json"):
         raise InputError(f"--out={config.out}: expected a name that ends in .json")
-    parent = next(path for path in epath.Path(config.out).expanduser().absolute().parents if path.exists())
-    if "://" not in config.out and not (parent.is_dir() and os.access(parent, os.W_OK)):
+    out = files.reach(config.out)
+    if files.is_remote(out):
+        return
+    parent = next(path for path in out.absolute().parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
 
 
@@ -156,7 +159,7 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
-    stored = flags.read(epath.Path(run).expanduser())["config"]
+    stored = flags.read(files.reach(run))["config"]
     for flag in DATA:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):

@@ -94,7 +94,7 @@ def check(config: Config) -> tuple[epath.Path, str]:
         raise InputError(f"--truncation={config.truncation}: expected a number above 0, the largest |z|")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
-    out = epath.Path(config.out).expanduser()
+    out = files.reach(config.out)
     ending = "" if config.out.endswith(("/", os.sep)) else out.suffix.lower()
     if ending and ending not in ENDINGS:
         raise InputError(
@@ -104,7 +104,7 @@ def check(config: Config) -> tuple[epath.Path, str]:
     try:
         if out.exists():
             check_replaceable(config, out, ending)
-        elif "://" not in config.out:
+        elif not files.is_remote(out):
             parent = next(p for p in out.absolute().parents if p.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK):
                 raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
@@ -171,7 +171,7 @@ def write_folder(out: epath.Path, batches: Iterator[np.ndarray], label: np.ndarr
 
     Class folders have as many digits as the last class, so that their order is that of the classes.
     """
-    remote = "://" in os.fspath(out)  # a bucket has no folders to move
+    remote = files.is_remote(out)  # a bucket has no folders to move
     part = out if remote else out.with_name(f".{out.name}.{os.getpid()}.part")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
 

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 from PIL import Image
 
 from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule, workdir
@@ -286,7 +285,7 @@ def main(config: Config) -> None:
     check(config)
     if not config.workdir:
         raise InputError("--workdir is empty; expected a directory for the table, for example --workdir=runs/toy")
-    known = flags.check_same(config, epath.Path(config.workdir).expanduser())
+    known = flags.check_same(config, files.reach(config.workdir))
     directory = workdir.claim(common)
     if not known:
         flags.write(config, directory)

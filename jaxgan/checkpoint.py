@@ -6,9 +6,10 @@
         checkpoints.save(step, state, {"fid": 12.5})  # returns once the state is copied to the host
     params = read("runs/digits/checkpoints")["players"]["gen"]["params"]
 
-A checkpoint is an Orbax directory named by its step, renamed into place when it is whole. Its leaves are stored by
-name, as a nested dict of host arrays, so a checkpoint knows of no classes and no devices. Orbax does not notice a
-flipped bit in an array; each leaf therefore has a CRC-32 in the checkpoint's metadata (2 GB/s), and so has that table.
+A checkpoint is an Orbax directory named by its step, renamed into place when it is whole; in a bucket it has that name
+from the start, and a marker is its last file. Its leaves are stored by name, as a nested dict of host arrays, so a
+checkpoint knows of no classes and no devices. Orbax does not notice a flipped bit in an array; each leaf therefore has
+a CRC-32 in the checkpoint's metadata (2 GB/s), and so has that table.
 
 Of many hosts, the first writes and reads, and sends the others what it read: a state is the same on all of them, so the
 directory need not be shared, nor seen alike. All learn what became of it.
@@ -38,6 +39,7 @@ from jaxgan import files, hosts, lastwords, memory
 from jaxgan.errors import InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
+WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
 Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
@@ -101,8 +103,9 @@ class Checkpoints:
     ) -> bool:
         """Whether there is anything to wait for."""
         try:
-            self._tidy()
-            steps = self.steps
+            with files.faults(self._directory):
+                self._tidy()
+                steps = self.steps
             if step in steps:
                 return False
             if steps and steps[-1] > step:
@@ -114,14 +117,16 @@ class Checkpoints:
             metadata = self._metadata | dict(more or {})
             custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
             stored = _nest({name: array for name, array in arrays.items() if array.size})
-            self._directory.mkdir(parents=True, exist_ok=True)
+            if not files.is_remote(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(_quiet())
                 from orbax.checkpoint import args
 
                 self._writer = self._writer or _writer()
                 items = args.Composite(state=args.PyTreeSave(stored))
-                self._writer.save(self._directory / str(step), items, custom_metadata=custom)
+                with files.faults(self._directory):
+                    self._writer.save(self._directory / str(step), items, custom_metadata=custom)
                 self._pending = stack.pop_all()
         except OSError as error:
             raise self._unwritten(step, error) from None
@@ -195,15 +200,23 @@ class Checkpoints:
         writer, self._writer = self._writer, None
         with _quiet(), contextlib.suppress(Exception):
             writer.close()
-        for part in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            with contextlib.suppress(OSError):
-                part.rmtree()
+        with contextlib.suppress(OSError), files.faults(self._directory):
+            parts = [*self._directory.glob(f"{step}.orbax-checkpoint-tmp*")]
+            if files.is_remote(self._directory) and step not in self.steps:
+                parts.append(self._directory / str(step))
+            for part in parts:
+                with contextlib.suppress(OSError), files.faults(part):
+                    part.rmtree()
         return StorageFault(f"{fault}; {self.standing}; the same command goes on from there")
 
     @property
     def standing(self) -> str:
         """What a run that ends early has left to go on from."""
-        steps = self.steps
+        try:
+            with files.faults(self._directory):
+                steps = self.steps
+        except OSError:  # of a bucket that is out of reach
+            return "the checkpoints that had been saved stand"
         return f"the checkpoint of step {steps[-1]} stands" if steps else "no checkpoint had been saved yet"
 
     def __enter__(self) -> "Checkpoints":
@@ -224,7 +237,8 @@ class Checkpoints:
         self._damaged.clear()
         if not self._tidied and self._directory.exists():
             for path in self._directory.iterdir():
-                if ".orbax-checkpoint-tmp" in path.name:
+                unfinished = files.is_remote(path) and path.name.isdecimal() and int(path.name) not in self.steps
+                if unfinished or ".orbax-checkpoint-tmp" in path.name:
                     path.rmtree()
         self._tidied = True
 
@@ -293,12 +307,16 @@ def _by_itself() -> Any:
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
     path = epath.Path(directory)
-    return path if "://" in os.fspath(path) else path.absolute()  # Orbax takes no relative paths
+    return path if files.is_remote(path) else path.absolute()  # Orbax takes no relative paths
 
 
 def _steps(directory: epath.Path) -> list[int]:
-    # A save in progress has another name; one in a bucket may not, but then its checksums are not right yet.
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal()) if directory.exists() else []
+    if not directory.exists():
+        return []
+    paths = [path for path in directory.iterdir() if path.name.isdecimal()]
+    if files.is_remote(directory):  # elsewhere a save in progress has another name
+        paths = [path for path in paths if (path / WHOLE).exists()]
+    return sorted(int(path.name) for path in paths)
 
 
 def _aside(directory: epath.Path, step: int) -> epath.Path:
@@ -308,7 +326,7 @@ def _aside(directory: epath.Path, step: int) -> epath.Path:
 
 def _check_room(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises OSError for a disk on which a checkpoint will not fit: better than half of one."""
-    if "://" in os.fspath(directory):
+    if files.is_remote(directory):
         return
     # Orbax takes 200 bytes a leaf for their table, 400 for the places, and rounds every file up.
     wanted = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) + 2**16

@@ -1,13 +1,17 @@
 """Files that are whole or absent. Paths may be local or `gs://`."""
 
+import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import re
+import time
+from collections.abc import Iterator
 
 from etils import epath
 
-from jaxgan.errors import InputError
+from jaxgan.errors import Ending, InputError
 
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # what opens them, where TensorFlow is not there to do it
 
@@ -24,18 +28,55 @@ def check_remote(text: str) -> None:
 
 def is_plain(path: epath.PathLike) -> bool:
     """Whether it is a file that has an end: not a pipe or a device, which epath takes for files."""
-    remote = "://" in os.fspath(path)
-    return epath.Path(path).is_file() if remote else pathlib.Path(path).is_file()
+    return epath.Path(path).is_file() if is_remote(path) else pathlib.Path(path).is_file()
 
 
 def odd(folder: epath.PathLike, tables: str, most: int) -> str:
     """What is wrong below a local folder: what is no file, or one of the name `tables` and of more bytes; else ""."""
-    for path in () if "://" in os.fspath(folder) else pathlib.Path(folder).rglob("*"):
+    for path in () if is_remote(folder) else pathlib.Path(folder).rglob("*"):
         if not (path.is_dir() or path.is_file()):
             return f"{path.relative_to(folder)} is no file"
         if path.match(tables) and path.stat().st_size > most:
             return f"{path.relative_to(folder)} has more than {most:,} bytes"
     return ""
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether this is in a bucket: nothing there can be appended to, moved at once or locked."""
+    return "://" in os.fspath(path)
+
+
+def reach(path: epath.PathLike) -> epath.Path:
+    """`path` with the home directory for `~`. Raises `InputError` if it is in a bucket that cannot be asked for it."""
+    if is_remote(path) and not os.fspath(path).startswith("gs://"):
+        raise InputError(f"{os.fspath(path)!r}: expected a path on a disk, or gs://bucket/path")
+    found = epath.Path(path).expanduser()
+    if not is_remote(path):
+        return found
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for each request that fails
+    try:
+        with faults(found):
+            found.exists()
+            if importlib.util.find_spec("google.cloud.storage") is None:  # Orbax asks for it at the first checkpoint
+                raise ImportError
+    except ImportError:
+        raise InputError(f"{os.fspath(path)!r} needs the client of Google Cloud Storage: pip install gcsfs") from None
+    except OSError as error:
+        raise InputError(f"cannot reach {os.fspath(path)!r}: {error.strerror or error}") from None
+    return found
+
+
+@contextlib.contextmanager
+def faults(path: epath.PathLike) -> Iterator[None]:
+    """What goes wrong with a bucket is an OSError too: those of its clients (of HTTP, of credentials) are none."""
+    try:
+        yield
+    except (Ending, OSError, ImportError):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]) from error
 
 
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
@@ -45,13 +86,32 @@ def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     """
     path = epath.Path(path)
     data = data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in os.fspath(path):
-        path.write_bytes(data)
+    if is_remote(path):
+        with faults(path):
+            path.write_bytes(data)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+class Upload:
+    """A file of a bucket that grows. Nothing can be appended there: it is kept here, and uploaded whole by `send`."""
+
+    def __init__(self, path: epath.Path, data: bytes = b""):
+        self._path, self._data = path, bytearray(data)
+        self._new, self._sent = False, time.monotonic()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        self._new = True
+
+    def send(self, seconds: float = 0.0) -> None:
+        """Uploads it if there is anything new, unless the last time is less than `seconds` ago."""
+        if self._new and time.monotonic() - self._sent >= seconds:
+            write(self._path, bytes(self._data))
+            self._new, self._sent = False, time.monotonic()

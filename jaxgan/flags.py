@@ -214,8 +214,6 @@ class _Kind:
         text = text.strip()
         if bad := re.search("[\\0\r\n\ud800-\udfff]", text):  # in no file name, on no line, in no UTF-8
             raise InputError(f"--{name}={text[:60]!a} holds the character {bad[0]!a}, which no flag file can")
-        if self.base is str:
-            files.check_remote(text)
         if self.optional and text.lower() == "none":
             return None
         if self.many:

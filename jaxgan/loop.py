@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -198,11 +199,8 @@ def play(
             program.of(program.length)  # waits for the compiler, as long as a signal may end that
         preemption.begin()
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
-            with (
-                profiled(run.directory)
-                if config.profile and i == PROFILED and hosts.first()
-                else contextlib.nullcontext()
-            ):
+            recorded = config.profile and i == PROFILED and hosts.first()
+            with profiled(run.directory, storage) if recorded else contextlib.nullcontext():
                 steps = next(iter(x.values())).shape[1]  # the last call may be shorter
                 call = program.of(steps)
                 with watch.call(compiles=i == 0 or steps < program.length):
@@ -219,7 +217,7 @@ def play(
                     scores = hosts.agree(measured, run, state)
             with storage():
                 log.log(step, step * config.batch_size, metrics | scores)
-                run.beat.now()
+                run.beat.check()
             if run.sample and due(config.sample_every):
                 with log.paused():
                     hosts.agree(drawn, run, log, step, state)
@@ -286,9 +284,19 @@ def storing(directory: epath.Path, checkpoints: checkpoint.Checkpoints) -> Itera
         raise StorageFault(f"{reason}; {left}; the same command goes on from there") from error
 
 
-def profiled(workdir: epath.Path) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def profiled(workdir: epath.Path, storage: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
     """Records what the devices do. TensorBoard shows it with its profile plugin; ui.perfetto.dev reads the .gz file."""
-    return jax.profiler.trace(workdir / "profile", create_perfetto_trace=True)
+    if not files.is_remote(workdir):
+        with jax.profiler.trace(workdir / "profile", create_perfetto_trace=True):
+            yield
+        return
+    with tempfile.TemporaryDirectory() as folder:  # the profiler writes to disks only
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            yield
+        for path in filter(Path.is_file, Path(folder).rglob("*")):
+            with storage():
+                files.write(workdir / "profile" / path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:

@@ -62,7 +62,8 @@ class Report:
         bar: bool = True,
     ):
         self._workdir = epath.Path(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
+        if not files.is_remote(self._workdir):
+            self._workdir.mkdir(parents=True, exist_ok=True)
         self._total, self._batch_size = total_steps, batch_size
         self._rows = _Rows(self._workdir / METRICS)
         # Pictures are compressed and written beside the training, one after the other.
@@ -71,7 +72,11 @@ class Report:
         self._writer = None
         if tensorboard:
             from tensorboardX import SummaryWriter
+            from tensorboardX.record_writer import register_writer_factory
 
+            register_writer_factory(
+                "gs", _Events
+            )  # its own needs another package, and a lost connection ends its thread
             purge = start_step + 1 if start_step else None
             self._writer = SummaryWriter(str(self._workdir), purge_step=purge, flush_secs=10)
         self._bar = None
@@ -129,7 +134,8 @@ class Report:
         self._pictures.append(self._pool.submit(write))
 
     def flush(self) -> None:
-        """Returns when all pictures are written. Raises OSError for one that could not be."""
+        """Returns when all rows and pictures are written. Raises OSError for one that could not be."""
+        self._rows.flush()
         pictures, self._pictures = self._pictures, []
         for picture in pictures:
             picture.result()
@@ -209,40 +215,69 @@ class _Rows:
     """Lines of a file that grows: appended one write a line, or, in a bucket, uploaded whole once a minute."""
 
     def __init__(self, path: epath.Path):
-        self._path = path
-        self._remote = "://" in str(path)
-        self._file = None if self._remote else Path(path).open("ab", buffering=0)  # noqa: SIM115 it stays open
-        self._text = path.read_text() if self._remote and path.exists() else ""
-        self._sent = time.monotonic()
-        self._closed = False
+        self._file, self._upload = None, None
+        if files.is_remote(path):
+            with files.faults(path):
+                self._upload = files.Upload(path, path.read_bytes() if path.exists() else b"")
+        else:
+            self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 it stays open
 
     def append(self, line: str) -> None:
-        if self._file:
-            data, end = (line + "\n").encode(), self._file.seek(0, io.SEEK_END)
-            try:
-                if self._file.write(data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(end)  # no half line stays behind
-                raise
+        data = (line + "\n").encode()
+        if self._upload:
+            self._upload.write(data)
+            self._upload.send(_REMOTE_SECONDS)
             return
-        self._text += line + "\n"
-        if time.monotonic() - self._sent > _REMOTE_SECONDS:
-            self._upload()
+        assert self._file
+        end = self._file.seek(0, io.SEEK_END)
+        try:
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)  # no half line stays behind
+            raise
+
+    def flush(self) -> None:
+        if self._upload:
+            self._upload.send()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+        self.flush()
         if self._file:
             self._file.close()
-        else:
-            self._upload()
 
-    def _upload(self) -> None:
-        files.write(self._path, self._text)
-        self._sent = time.monotonic()
+
+class _Events:
+    """A TensorBoard file in a bucket, as tensorboardX writes one: uploaded once a minute, and without an error.
+
+    An error would end the thread that calls this, and then the training would wait for it without end.
+    """
+
+    def __init__(self, path: str):
+        self._path = epath.Path(path)
+        self._upload = files.Upload(self._path)
+        self._warned = False
+        self.write = self._upload.write
+
+    @classmethod
+    def open(cls, path: str) -> "_Events":
+        return cls(path)
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        """There are no directories."""
+
+    def flush(self, seconds: float = _REMOTE_SECONDS) -> None:
+        try:
+            self._upload.send(seconds)
+        except OSError as error:
+            if not self._warned:
+                logging.getLogger(__name__).warning("cannot write TensorBoard's %s: %s", self._path, error)
+            self._warned = True
+
+    def close(self) -> None:
+        self.flush(0.0)
 
 
 def truncate(workdir: epath.PathLike, step: int) -> None:
@@ -253,7 +288,8 @@ def truncate(workdir: epath.PathLike, step: int) -> None:
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return
-    text = path.read_text()
+    with files.faults(path):
+        text = path.read_text()
     kept = []
     for number, line in enumerate(text.splitlines(), 1):
         try:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import adversarial, checkpoint, flags, lookup, memory, models
+from jaxgan import adversarial, checkpoint, files, flags, lookup, memory, models
 from jaxgan.errors import InputError
 
 BATCH = 128  # images of one compiled call
@@ -187,7 +187,7 @@ def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -
     allow: whether a network outside jaxgan may be imported, which runs its code.
     Raises InputError for what is no run, has no generator, or holds weights that are not those of its network.
     """
-    run = epath.Path(run).expanduser()
+    run = files.reach(run)
     networks = flags.read(run).get("networks")
     if not isinstance(networks, dict) or "generator" not in networks:
         raise InputError(f"the config.json of {str(run)!r} names no generator")

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,38 +26,37 @@ def of(config: Common) -> epath.Path:
     return epath.Path(config.workdir).expanduser()
 
 
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether this is a bucket: nothing there can be appended to, renamed at once or locked."""
-    return "://" in os.fspath(path)
-
-
 def check(config: Common) -> None:
     """What can be wrong with a run before any data is read; writes nothing."""
     if not config.workdir:
         raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
-    workdir = of(config)
+    workdir = files.reach(config.workdir)
     try:
         if not flags.check_same(config, workdir):
             for name in ("checkpoints", report.METRICS):
                 if (workdir / name).exists():
                     raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-        if not existing.is_dir():
+        # A bucket has no directories above, or it has them as soon as something is written.
+        above = () if files.is_remote(workdir) else workdir.absolute().parents
+        existing = next((path for path in (workdir.absolute(), *above) if path.exists()), None)
+        if existing and not existing.is_dir():
             raise InputError(f"cannot write to --workdir={config.workdir}: {existing} is not a directory")
     except OSError as error:  # a name that the file system cannot even look for
         raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
-    if not is_remote(workdir) and not os.access(existing, os.W_OK | os.X_OK):
+    if existing and not files.is_remote(workdir) and not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
 
 
 def claim(config: Common) -> epath.Path:
     """The work directory, made if it is missing; or one line that says why it cannot be had."""
     workdir = of(config)
+    probe = workdir / ".writable"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with files.faults(workdir):
+            if not files.is_remote(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
     return workdir
@@ -66,11 +66,11 @@ def claim(config: Common) -> epath.Path:
 def held(workdir: epath.Path) -> Iterator["Beat"]:
     """Nobody else trains in this directory meanwhile. Raises InputError, saying who does, if somebody is at it.
 
-    On a disk the lock ends with its process, however that ends. In a bucket a run gives a sign of life every minute
-    (`Beat.now`), and one that has given none for five minutes counts as dead; of two started in the same second, both
-    go on.
+    On a disk the lock ends with its process, however that ends. In a bucket a run gives a sign of life every minute,
+    and one that has given none for five minutes counts as dead. Of two started in the same second, and of one that was
+    taken for dead and wakes up, the one whose sign was overwritten ends within a minute (`Beat.check`).
     """
-    if is_remote(workdir):
+    if files.is_remote(workdir):
         beat = Beat(workdir / LOCK)
         beat.start()
         try:
@@ -90,32 +90,61 @@ def held(workdir: epath.Path) -> Iterator["Beat"]:
 
 
 class Beat:
-    """Signs of life in a bucket; nothing on a disk."""
+    """Signs of life in a bucket; nothing on a disk. They come from a thread: an evaluation may take an hour."""
 
     def __init__(self, path: epath.Path | None):
-        self._path, self._last = path, 0.0
+        self._path, self._winner = path, ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="beat", daemon=True)
 
     def start(self) -> None:
         assert self._path is not None
-        who = _owner(self._path.read_text()) if self._path.exists() else {}
-        silent = time.time() - float(who.get("time", 0))
-        if silent < GONE and (who.get("host"), who.get("process")) != (socket.gethostname(), os.getpid()):
-            raise InputError(
-                f"{os.fspath(self._path.parent)!r} is in use by {_name(who)}, which gave a sign of life "
-                f"{silent:.0f} s ago; if it has died, wait for {GONE - silent:.0f} s"
-            )
-        self.now()
-
-    def now(self) -> None:
-        """Call it often; it writes once a minute."""
-        if self._path is not None and time.monotonic() - self._last > BEAT:
+        try:
+            who = self._there()
+            silent = time.time() - float(who.get("time", 0))
+            if silent < GONE and _other(who):
+                raise InputError(
+                    f"{os.fspath(self._path.parent)!r} is in use by {_name(who)}, which gave a sign of life "
+                    f"{silent:.0f} s ago; if it has died, wait for {GONE - silent:.0f} s"
+                )
             files.write(self._path, _self())
-            self._last = time.monotonic()
+        except OSError as error:
+            raise InputError(f"cannot write to {os.fspath(self._path.parent)!r}: {error}") from None
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises InputError if another run has taken the directory, for which this one was dead."""
+        if self._winner:
+            assert self._path is not None
+            raise InputError(f"{os.fspath(self._path.parent)!r} has been taken over by {self._winner}; this run ends")
 
     def stop(self) -> None:
         if self._path is not None:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            self._over.set()
+            self._thread.join(timeout=10.0)
+            with contextlib.suppress(OSError), files.faults(self._path):
+                if not _other(self._there()):
+                    self._path.unlink()
+
+    def _live(self) -> None:
+        assert self._path is not None
+        while not self._winner and not self._over.wait(BEAT):
+            with contextlib.suppress(OSError):  # the network may be back before five minutes are over
+                who = self._there()
+                self._winner = _name(who) if _other(who) else ""
+                if not self._winner:
+                    files.write(self._path, _self())
+
+    def _there(self) -> dict:
+        assert self._path is not None
+        with files.faults(self._path), contextlib.suppress(FileNotFoundError):
+            return _owner(self._path.read_text())
+        return {}
+
+
+def _other(who: dict) -> bool:
+    """Whether that sign was given by another process than this one."""
+    return bool(who) and (who.get("host"), who.get("process")) != (socket.gethostname(), os.getpid())
 
 
 def _locked(path: Path, workdir: epath.Path) -> IO[str]:

@@ -17,30 +17,22 @@ directory need not be shared, nor seen alike. All learn what became of it.
 
 import contextlib
 import errno
-import functools
-import json
 import logging
 import math
 import os
 import shutil
-import sys
-import threading
-import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import files, hosts, lastwords, memory
+from jaxgan import files, hosts, lastwords, leaves, memory, quiet
 from jaxgan.errors import InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
 WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
-Manifest = dict[str, list]  # name of a leaf -> [dtype, shape, CRC-32 of its bytes]
 
 
 class Checkpoints:
@@ -111,16 +103,16 @@ class Checkpoints:
             if steps and steps[-1] > step:
                 where = os.fspath(self._directory)
                 raise InputError(f"cannot save step {step}: {where!r} already holds step {steps[-1]}")
-            arrays, manifest = _to_host(state)
+            arrays, manifest = leaves.to_host(state)
             _check_room(self._directory, arrays)
             finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
             metadata = self._metadata | dict(more or {})
-            custom = {"leaves": manifest, "crc": _crc(manifest), "metrics": finite, "metadata": metadata}
-            stored = _nest({name: array for name, array in arrays.items() if array.size})
+            custom = {"leaves": manifest, "crc": leaves.crc(manifest), "metrics": finite, "metadata": metadata}
+            stored = leaves.nest({name: array for name, array in arrays.items() if array.size})
             if not files.is_remote(self._directory):
                 self._directory.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
-                stack.enter_context(_quiet())
+                stack.enter_context(quiet.quietly())
                 from orbax.checkpoint import args
 
                 self._writer = self._writer or _writer()
@@ -144,7 +136,7 @@ class Checkpoints:
         Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
         """
         self.wait()
-        expected = _manifest_of(template)
+        expected = leaves.manifest_of(template)
         arrays: dict[str, np.ndarray] = {}
 
         def newest() -> int | None:
@@ -158,8 +150,8 @@ class Checkpoints:
         if found is None:
             return None
         arrays = hosts.share(arrays)
-        leaves, structure = jax.tree.flatten(template)
-        placed = [_place(arrays[name], leaf) for name, leaf in zip(expected, leaves, strict=True)]
+        wanted, structure = jax.tree.flatten(template)
+        placed = [leaves.place(arrays[name], leaf) for name, leaf in zip(expected, wanted, strict=True)]
         return found, jax.tree.unflatten(structure, placed)
 
     def best(self) -> int | None:
@@ -176,9 +168,9 @@ class Checkpoints:
         lastwords.stands(step)
 
     def _finish(self, step: int) -> None:
-        quiet, self._pending = self._pending, None
-        assert quiet is not None
-        with quiet:
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        with pending:
             try:
                 self._writer.wait_until_finished()
                 self._prune()
@@ -196,9 +188,10 @@ class Checkpoints:
 
     def _unwritten(self, step: int, error: Exception) -> StorageFault:
         """The save of `step` failed: nothing of it stays behind, and the writer, which would say so again, goes."""
-        fault = f"cannot write the checkpoint of step {step} to {os.fspath(self._directory)!r}: {_line(_root(error))}"
+        reason = quiet.line(quiet.root(error))
+        fault = f"cannot write the checkpoint of step {step} to {os.fspath(self._directory)!r}: {reason}"
         writer, self._writer = self._writer, None
-        with _quiet(), contextlib.suppress(Exception):
+        with quiet.quietly(), contextlib.suppress(Exception):
             writer.close()
         with contextlib.suppress(OSError), files.faults(self._directory):
             parts = [*self._directory.glob(f"{step}.orbax-checkpoint-tmp*")]
@@ -261,13 +254,13 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
     found = _newest(_absolute(directory), step, None, set())
     if found is None:
         raise InputError(f"no checkpoint in {os.fspath(directory)!r}")
-    return _nest(found[1])
+    return leaves.nest(found[1])
 
 
 def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
     """{"metrics", "metadata"} as stored with `step`; {} for both where they cannot be read."""
     try:
-        with _quiet(), _by_itself():
+        with quiet.quietly(), _by_itself():
             custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
         return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
     except Exception:  # damage shows as any error at all
@@ -337,53 +330,8 @@ def _check_room(directory: epath.Path, arrays: Mapping[str, np.ndarray]) -> None
         )
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-
-
-def _root(error: BaseException) -> BaseException:
-    """What went wrong first: Orbax wraps it in what it tried next."""
-    cause = error.__cause__ or error.__context__
-    return _root(cause) if cause else error
-
-
-def _names(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves with their names, `players/gen/params/Dense_0/kernel`."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(np.float32)), jax.dtypes.prng_key)
-
-
-def _manifest_of(tree: Any) -> Manifest:
-    """Without checksums: [dtype, shape] of each leaf."""
-    leaves = ((name, leaf if hasattr(leaf, "dtype") else np.asarray(leaf)) for name, leaf in _names(tree))
-    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in leaves}
-
-
-def _to_host(state: Any) -> tuple[dict[str, np.ndarray], Manifest]:
-    """Copies every leaf: on a CPU `np.asarray` would look into the buffer that is about to be donated."""
-    manifest = _manifest_of(state)
-    data = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for _, leaf in _names(state)]
-    # Orbax joins names by dots: two leaves of one name would be written over each other.
-    assert len({name.replace("/", ".") for name in manifest}) == len(data), "two leaves have the same name"
-    with ThreadPoolExecutor() as pool:  # copies and checksums both release the interpreter's lock
-        arrays = list(pool.map(np.array, data))
-        for entry, crc in zip(manifest.values(), pool.map(_crc, arrays), strict=True):
-            entry.append(crc)
-    return dict(zip(manifest, arrays, strict=True)), manifest
-
-
-def _crc(value: np.ndarray | Manifest) -> int:
-    if isinstance(value, np.ndarray):
-        return zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
 def _newest(
-    directory: epath.Path, step: int | None, expected: Manifest | None, damaged: set[int]
+    directory: epath.Path, step: int | None, expected: leaves.Manifest | None, damaged: set[int]
 ) -> tuple[int, dict[str, np.ndarray]] | None:
     """The newest that is whole, or `step`. Adds those that are not to `damaged`."""
     steps = _steps(directory)
@@ -403,57 +351,44 @@ def _newest(
     return None
 
 
-def _load(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
+def _load(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
-    _hush()
-    with _quiet(), _by_itself():
+    quiet.hush()
+    with quiet.quietly(), _by_itself():
         try:
             return _verified(path, expected)
         except (InputError, _Damaged):
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
-            reason = _line(_root(error))
+            reason = quiet.line(quiet.root(error))
     raise _Damaged(reason)
 
 
-@functools.cache
-def _hush() -> None:
-    """Reads under way when one fails end later, each with a traceback: the event loop is closed that they report to."""
-    report = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
-
-
-def _verified(path: epath.Path, expected: Manifest | None) -> dict[str, np.ndarray]:
+def _verified(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.ndarray]:
     ocp = _orbax()
     if odd := files.odd(path, "*_METADATA", LARGEST):
         raise _Damaged(odd)
     metadata = ocp.checkpointables_metadata(path)
     custom = metadata.custom_metadata or {}
     manifest = custom.get("leaves")
-    if not manifest or _crc(manifest) != custom.get("crc"):
+    if not manifest or leaves.crc(manifest) != custom.get("crc"):
         raise _Damaged("the table of its leaves is gone or changed")
     if expected is not None:
         _compare(path, manifest, expected)
-    _check_shapes(path, manifest, dict(_names(metadata.metadata["state"])))
+    _check_shapes(path, manifest, dict(leaves.names(metadata.metadata["state"])))
     stored = ocp.load_checkpointables(path, {"state": None})["state"]
-    arrays = {name: np.asarray(array) for name, array in _names(stored)}
+    arrays = {name: np.asarray(array) for name, array in leaves.names(stored)}
     for name, (dtype, shape, crc) in manifest.items():
         if 0 in shape:  # Orbax stores no empty arrays
             arrays[name] = np.zeros(shape, dtype)
         array = arrays[name]
         same = dtype.startswith("key<") or [str(array.dtype), list(array.shape)] == [dtype, shape]
-        if not same or _crc(array) != crc:
+        if not same or leaves.crc(array) != crc:
             raise _Damaged(f"{name} is not what was written")
     return arrays
 
 
-def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any]) -> None:
+def _check_shapes(path: epath.Path, manifest: leaves.Manifest, stored: Mapping[str, Any]) -> None:
     """Before any array is read: a file of a few bytes can declare one of any shape."""
     for name, (dtype, shape, _) in manifest.items():
         leaf = stored.get(name)
@@ -463,61 +398,10 @@ def _check_shapes(path: epath.Path, manifest: Manifest, stored: Mapping[str, Any
     memory.check(sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values()), f"checkpoint {os.fspath(path)!r}")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax and TensorStore log each thing that fails, with tracebacks, in threads of theirs; our one line says it."""
-    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, threading.excepthook)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-
-    def shown(*error: Any) -> None:
-        # TensorStore reports to an event loop that Orbax has closed after the first failure.
-        if threading.current_thread() is threading.main_thread() and "Event loop is closed" not in str(error[1]):
-            hooks[0](*error)
-
-    sys.excepthook, threading.excepthook = shown, lambda _: None
-    try:
-        yield
-    finally:
-        sys.excepthook, threading.excepthook = hooks
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _compare(path: epath.Path, manifest: Manifest, expected: Manifest) -> None:
+def _compare(path: epath.Path, manifest: leaves.Manifest, expected: leaves.Manifest) -> None:
     for name in [*expected, *manifest]:
         stored, wanted = manifest.get(name, [])[:2], expected.get(name, [])
         if stored != wanted:
             here, there = (f"{entry[0]}{entry[1]}" if entry else "no such leaf" for entry in (wanted, stored))
             what = f"{name} is {there} there, {here} here"
             raise InputError(f"checkpoint {os.fspath(path)!r} is of another state: {what}")
-
-
-def _place(array: np.ndarray, like: Any) -> Any:
-    """`array` as the leaf that `like` is: on its devices, or a NumPy array, or a Python number."""
-    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return array if isinstance(like, np.ndarray | np.generic) else type(like)(array.item())
-    if _is_key(like):
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=_impl(like))
-        return jax.device_put(key, like.sharding)
-    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
-
-
-def _impl(like: Any) -> Any:
-    """The kind of random key that an array stands for, or only its shape, of which `key_impl` knows nothing."""
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), like)
-    return found[0]
-
-
-def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        assert last not in node, f"two leaves are named {name}"
-        node[last] = leaf
-    return tree

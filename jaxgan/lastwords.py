@@ -25,7 +25,7 @@ SLOWER = 10  # times as long as the slowest call before: so long that it hangs
 _words = ""  # what the line says if the process is aborted now
 _stands = ""  # what is left of the run
 _code: int | None = None  # of a process that is ending anyway
-_held: Any = None  # what libraries wrote to stderr and nobody has seen yet
+_held = -1  # a file of what libraries wrote to stderr and nobody has seen yet
 _seen = 0  # how much of it is passed on
 _callback: Any = None  # the signal handler, which must not be collected
 
@@ -58,8 +58,12 @@ def prepare(words: str) -> None:
     sys.stderr.flush()
     # C and C++ write to file 2, which is a file for as long as the process lives; Python to a copy of what it was.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    _held = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-    os.dup2(_held.fileno(), 2)
+    if hasattr(os, "memfd_create"):
+        _held = os.memfd_create("stderr")  # in memory: a full disk may be what the process dies of
+    else:
+        with tempfile.TemporaryFile() as file:
+            _held = os.dup(file.fileno())
+    os.dup2(_held, 2)
     threading.Thread(target=_pass_on, name="stderr", daemon=True).start()
     atexit.register(_ending)
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -144,7 +148,7 @@ def exit_at_once(code: int) -> NoReturn:
 
 def _aborted(_: int) -> None:
     """In the thread that aborts, whichever it is. Returning lets it."""
-    if FATAL not in os.pread(_held.fileno(), 1 << 20, _seen):
+    if _code is None and FATAL not in os.pread(_held, 1 << 20, _seen):
         _flush()
         return
     if _code is None:
@@ -162,12 +166,13 @@ def _ending() -> None:
 
 
 def _flush() -> None:
-    _pass(os.fstat(_held.fileno()).st_size) if _held else None
+    if _held >= 0:
+        _pass(os.fstat(_held).st_size)
 
 
 def _pass(end: int) -> None:
     global _seen
-    text = os.pread(_held.fileno(), end - _seen, _seen)
+    text = os.pread(_held, end - _seen, _seen)
     _seen += len(text)
     with contextlib.suppress(OSError):
         os.write(sys.stderr.fileno(), text)
@@ -179,5 +184,5 @@ def _pass_on() -> None:
     while True:
         if old > _seen:
             _pass(old)
-        old = os.fstat(_held.fileno()).st_size
+        old = os.fstat(_held).st_size
         time.sleep(TICK)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -141,6 +142,33 @@ def test_a_lost_host_ends_the_others(number, lost, tmp_path):
     finally:
         end_all(running)
     assert step in checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps
+
+
+@pytest.mark.parametrize("asked", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_signal_to_one_host_ends_all(asked, tmp_path):
+    """All save the same step."""
+    run = tmp_path / "run"
+    running = start_hosts(run, 2, *LONG_RUN)
+    until_rows(run, 3, running)
+    running[asked].signal(signal.SIGTERM)
+    assert finish(running, 60) == [75, 75], [host.said for host in running]
+    steps = [int(re.search(r"stopped by .* at step (\d+), saved", host.said)[1]) for host in running]
+    last = checkpoint.Checkpoints(run / "checkpoints").steps[-1]
+    assert steps == [last, last] and int(rows(run)[-1]["step"]) == last
+    assert "SIGTERM" in running[asked].said and "another host" in running[1 - asked].said
+    assert not any(re.search("Traceback|Check failure|error:", host.said) for host in running)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_ends_all(tmp_path):
+    """The first host says so; the others, that it is gone, or the same."""
+    run = tmp_path / "run"
+    running = start_hosts(run, 2, *LONG_RUN)
+    until_rows(run, 6, running)
+    resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (8000, 8000))
+    codes = finish(running, 60)
+    assert codes[0] == 74 and codes[1] in (74, 76), [host.said for host in running]
+    assert all(host.said.count("error:") == 1 and "Check failure" not in host.said for host in running)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from jaxgan import checkpoint, report, workdir
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
 from jaxgan.preemption import Preemption
 from tests import chaos, small
-from tests.runs import bits, same_run
+from tests.runs import TINY, bits, same_run
 
 
 def test_rates_fall_at_a_rollback(tmp_path, capfd):
@@ -134,7 +134,7 @@ def test_one_run_a_directory(tmp_path):
 
 def test_programs(tmp_path):
     """Signals, seen from outside."""
-    assert "signals in" in chaos.signals(tmp_path, 2, (*chaos.TINY, "--steps=400", "--checkpoint_every=100"))
+    assert "signals in" in chaos.signals(tmp_path, 2, (*TINY, "--steps=400", "--checkpoint_every=100"))
 
 
 @pytest.mark.parametrize("kind", ["two_at_once", "full_disk"])

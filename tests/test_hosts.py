@@ -123,7 +123,7 @@ def one_line(host, code):
     ("number", "lost"),
     [
         (signal.SIGKILL, 1),
-        (signal.SIGSTOP, 0),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
         pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
     ],
@@ -144,7 +144,8 @@ def test_a_lost_host_ends_the_others(number, lost, tmp_path):
     assert step in checkpoint.Checkpoints(tmp_path / "run" / "checkpoints").steps
 
 
-@pytest.mark.parametrize("asked", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [1, 0])
 def test_a_signal_to_one_host_ends_all(asked, tmp_path):
     """All save the same step."""
     run = tmp_path / "run"

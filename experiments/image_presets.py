@@ -23,6 +23,17 @@ TRAINED: Rows = {
     "dcgan_fashion": {"dataset": "fashion_mnist", "steps": 3000, "batch_size": 128, "width": 32},
     # Conditional (arXiv:1411.1784, projection arXiv:1802.05637).
     "cdcgan_mnist": {"dataset": "mnist", "conditional": True, "steps": 3000, "batch_size": 128, "width": 32},
+    "cdcgan_fashion": {"dataset": "fashion_mnist", "conditional": True, "steps": 3000, "batch_size": 128, "width": 32},
+    # With DiffAugment (arXiv:2006.10738), for the 9,000 images that it was trained on.
+    "cdcgan_cifar10": {
+        "dataset": "cifar10",
+        "conditional": True,
+        "augment": "diffaugment",
+        "mirror": True,
+        "steps": 5000,
+        "batch_size": 128,
+        "width": 32,
+    },
     # arXiv:1701.07875, algorithm 1: RMSProp 5e-5, weights in [-0.01, 0.01], 5 critic moves.
     "wgan_mnist": {
         "dataset": "mnist",

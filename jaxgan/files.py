@@ -1,11 +1,13 @@
 """Files that are whole or absent. Paths may be local or `gs://`."""
 
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -77,6 +79,17 @@ def faults(path: epath.PathLike) -> Iterator[None]:
         if not is_remote(path):
             raise
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]) from error
+
+
+def check_room(folder: epath.Path, wanted: int) -> None:
+    """Raises OSError for a disk on which so many bytes will not fit: better than to find out half-way."""
+    if is_remote(folder):
+        return
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < wanted:
+        raise OSError(
+            errno.ENOSPC, f"No space left on device: {free / 2**20:.1f} MiB free, {wanted / 2**20:.1f} needed"
+        )
 
 
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:

@@ -96,12 +96,14 @@ def malformed_input(folder: Path, times: int) -> str:
 
 LONG_RUN = """
 import os, sys
+import jax
 import numpy as np
 from tests import small
 
 def count():
     pages = int(open("/proc/self/statm").read().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+    return pages * os.sysconf("SC_PAGE_SIZE"), files, threads, sum(x.nbytes for x in jax.live_arrays())
 
 seen = []
 def evaluate(state):
@@ -129,10 +131,11 @@ def long_run(folder: Path, calls: int) -> str:
     tenth = len(seen) // 10
     early, late = seen[tenth : 2 * tenth].min(0), seen[-tenth:].min(0)
     growth = late[0] / early[0] - 1
-    assert growth < 0.01 and late[1] <= early[1] and late[2] <= early[2], (early, late)
+    assert growth < 0.01 and (late[1:] <= early[1:]).all(), (early, late)
     size = sum(path.stat().st_size for path in (folder / "run" / "checkpoints").rglob("*") if path.is_file())
     assert len(steps_of(folder / "run")) == 2
     return (
         f"{calls:,} calls: resident memory {early[0] / 2**20:.1f} to {late[0] / 2**20:.1f} MiB ({growth:+.2%}), "
-        f"files {early[1]} to {late[1]}, threads {early[2]} to {late[2]}; checkpoints {size / 2**10:.0f} KiB"
+        f"files {early[1]} to {late[1]}, threads {early[2]} to {late[2]}, bytes on devices {early[3]} to {late[3]}; "
+        f"checkpoints {size / 2**10:.0f} KiB"
     )

@@ -27,7 +27,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import files, hosts, lastwords, leaves, memory, quiet
-from jaxgan.errors import InputError, StorageFault
+from jaxgan.errors import Ending, InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
 WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
@@ -129,7 +129,7 @@ class Checkpoints:
         Args:
           template: a state of the same structure, or its shapes; leaves tell dtypes, shapes and shardings, not values.
           step: take this one and no other.
-          before: take none of this step or later; the next `save` moves those aside.
+          before: take none of this step or later, and move those aside.
 
         A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
         Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
@@ -141,6 +141,9 @@ class Checkpoints:
         def newest() -> int | None:
             self._damaged |= {step for step in self.steps if before is not None and step >= before}
             found = _newest(self._directory, step, expected, self._damaged)
+            if before is not None:
+                with files.faults(self._directory):
+                    self._tidy()  # at once: a process that starts anew is not to go on from them
             arrays.update(found[1] if found else {})
             return found[0] if found else None
 
@@ -235,9 +238,11 @@ class Checkpoints:
         self._tidied = True
 
     def _prune(self) -> None:
-        """Removes all but the latest and the best."""
-        for step in {*self.steps[: -self._keep]} - {self._best_of(self.steps)}:
-            (self._directory / str(step)).rmtree()
+        """Removes all but the latest and the best; none while one cannot be read, which may be the best."""
+        metrics = {step: describe(self._directory, step) for step in self.steps} if self._best else {}
+        if all(found["metadata"] is not None for found in metrics.values()):
+            for step in {*self.steps[: -self._keep]} - {self._best_of(self.steps)}:
+                (self._directory / str(step)).rmtree()
 
     def _best_of(self, steps: list[int]) -> int | None:
         metrics = {step: describe(self._directory, step)["metrics"] for step in steps} if self._best else {}
@@ -257,13 +262,13 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
 
 
 def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
-    """{"metrics", "metadata"} as stored with `step`; {} for both where they cannot be read."""
+    """{"metrics", "metadata"} as stored with `step`; {} and None where they cannot be read."""
     try:
         with quiet.quietly(), _by_itself():
             custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
         return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
     except Exception:  # damage shows as any error at all
-        return {"metrics": {}, "metadata": {}}
+        return {"metrics": {}, "metadata": None}
 
 
 class _Damaged(Exception):
@@ -343,7 +348,7 @@ def _load(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.nd
     with quiet.quietly(), _by_itself():
         try:
             return _verified(path, expected)
-        except (InputError, _Damaged):
+        except (Ending, _Damaged):
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
             reason = quiet.line(quiet.root(error))

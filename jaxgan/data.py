@@ -108,6 +108,7 @@ class Feed:
     like: Callable[[int], tuple[dict, dict]]  # steps of a call -> shapes and shardings of (resident, x)
     reading: concurrent.futures.Future  # of `resident`
     max_steps: int = sys.maxsize  # the most steps that fit one call
+    examples: int = 0  # how many there are
     skipped: tuple[str, ...] = ()  # of the source
 
     @property
@@ -288,7 +289,7 @@ def place(
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
         reading = pool.submit(lambda: jax.device_put(read_all(source), whole))
         pool.shutdown(wait=False)
-    return Feed(draw, calls, like, reading, max_steps, source.skipped)
+    return Feed(draw, calls, like, reading, max_steps, n, source.skipped)
 
 
 def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:

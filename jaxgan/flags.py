@@ -13,6 +13,7 @@ reads the syntax (`--name=value`, `--name value`, `--noname`, `--flagfile`); eve
 Value types: str, int, float, bool, tuples of these (commas between), and each of them `| None` (written `none`).
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -98,7 +99,8 @@ def main(
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
     except Ending as ending:
         prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
-        print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
         lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

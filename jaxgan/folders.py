@@ -186,7 +186,9 @@ def unreadable(name: str, root: epath.Path, found: Sequence[str], cache: epath.P
     paths = [os.fspath(root / f) for f in found]
     file, identity = None, ""
     if cache is not None and not is_remote(root):
-        identity = fingerprint(paths).hex()
+        with contextlib.suppress(OSError):  # `problem` will name the file
+            identity = fingerprint(paths).hex()
+    if identity:
         code = hashlib.sha256(repr(os.fspath(root.absolute())).encode()).hexdigest()[:12]
         file = epath.Path(cache).expanduser() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-64:]}-{code}.checked"
         try:

@@ -91,7 +91,11 @@ def reach(config: Any, given: Mapping[str, Any]) -> None:
     """Looks for what JAX would abort the process for, or crash: a port that is taken, a host that is not there."""
     name, _, port = config.coordinator.rpartition(":")
     if given["process_id"] == 0:
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        try:
+            probe = socket.socket(socket.AF_INET6)
+        except OSError:  # a kernel without it
+            probe = socket.socket(socket.AF_INET)
+        with probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", int(port)))

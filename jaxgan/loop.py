@@ -34,6 +34,7 @@ Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
 Evaluate = Callable[[State], Mapping[str, float]]
 PROFILED = 2  # the number of the call that --profile records: the first compiles, the second warms caches
 SLOWER = 0.5  # what a rollback multiplies the learning rates by
+ROLLBACKS = "rollbacks"  # the file that counts them
 
 
 def cache_dir() -> Path:
@@ -102,24 +103,32 @@ def run(
         def hold() -> bool:
             nonlocal beat
             beat = stack.enter_context(workdir.held(workdir.claim(config)))
-            return flags.check_same(config, directory)
+            same = flags.check_same(config, directory)
+            check_examples(
+                feed.examples, flags.read(directory).get("examples") if same else None, "this run began with"
+            )
+            return same
 
         resumed = hosts.agree(hold)
+        check_examples(feed.examples, hosts.agree(lambda: feed.examples), "host 0 has")
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
-        step = rollbacks = 0
+        step, owed, rollbacks, went_back = 0, None, 0, hosts.agree(rollbacks_of, directory)
         if found := checkpoints.restore(shapes):
             step, state = found
-            kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)
-            rollbacks = kept["metadata"].get("rollbacks", 0)
-        if step >= config.steps:
+            kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)["metadata"] or {}
+            rollbacks, owed = kept.get("rollbacks", 0), kept.get("owed")
+        if went_back > rollbacks:  # and was ended before it saved again
+            rollbacks = went_back
+            state = other_noise(state, rollbacks, devices)
+        if step >= config.steps and not owed:
             hosts.tell(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
 
         def begin() -> None:
             with storing(directory, checkpoints):
-                flags.write(hosts.alone(config), directory, about)
+                flags.write(hosts.alone(config), directory, {**about, "examples": feed.examples})
                 if feed.skipped:
                     files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
                 report.truncate(directory, step if resumed else -1)
@@ -128,9 +137,9 @@ def run(
         if rollbacks:
             compiling = program(rollbacks)
         run = Run(game, feed, config, directory, checkpoints, preemption, beat, sample, evaluate)
-        for left in range(config.rollbacks, -1, -1):
+        for left in range(max(config.rollbacks - rollbacks, 0), -1, -1):
             try:
-                state, scores = play(run, compiling, resident, step, state, rollbacks)
+                state, scores = play(run, compiling, resident, step, state, rollbacks, owed)
                 break
             except Diverged as error:
                 if config.on_nonfinite == "stop" or not left:
@@ -138,10 +147,11 @@ def run(
                 rollbacks += 1
                 compiling = program(rollbacks)
                 # One that leads nowhere was saved too late: then the one before it, or from the start.
-                before = step if step in hosts.agree(lambda: checkpoints.steps[-1:]) else None
-                step, state = checkpoints.restore(shapes, before=before) or (0, first())
-                state = state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
-                hosts.agree(report.truncate, directory, step or -1)
+                with storing(directory, checkpoints):
+                    before = step if step in hosts.agree(lambda: checkpoints.steps[-1:]) else None
+                    step, state = checkpoints.restore(shapes, before=before) or (0, first())
+                    hosts.agree(go_back, directory, step, rollbacks)
+                state, owed = other_noise(state, rollbacks, devices), None
                 rate = f"learning rates times {SLOWER**rollbacks}"
                 hosts.tell(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", sys.stderr)
     step, seconds = config.steps, time.monotonic() - started
@@ -182,9 +192,12 @@ class Run:
 
 
 def play(
-    run: Run, program: Program, resident: Any, step: int, state: State, rollbacks: int
+    run: Run, program: Program, resident: Any, step: int, state: State, rollbacks: int, owed: dict | None
 ) -> tuple[State, dict[str, float]]:
-    """From `step` to the end: the last state, and its scores if it was evaluated."""
+    """From `step` to the end: the last state, and its scores if it was evaluated.
+
+    owed: what a signal left undone of the call that ended at `step`: {"first": its first step, "metrics"}.
+    """
     config, checkpoints, preemption = run.config, run.checkpoints, run.preemption
     start = step
     scores: dict[str, float] = {}  # of the state at hand, where it was evaluated
@@ -198,6 +211,13 @@ def play(
         if config.steps - step >= program.length:
             program.of(program.length)  # waits for the compiler, as long as a signal may end that
         preemption.begin()
+        if owed:
+            found = observed(run, log, owed["first"], step, state)
+            if found is None:
+                preemption.begin()  # ends it: the checkpoint still says what is owed
+            scores = found or {}
+            with storage():
+                log.log(step, step * config.batch_size, owed["metrics"] | scores)
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
             recorded = config.profile and i == PROFILED and hosts.first()
             with profiled(run.directory, storage) if recorded else contextlib.nullcontext():
@@ -209,23 +229,20 @@ def play(
             first, step = step, step + steps
             stop_if_diverged(stacked, run.game, first, checkpoints)
             metrics = run.game.average(stacked, first) | kept
-            due = due_between(first, step, config.steps)
-            scores = {}
-            if run.evaluate and due(config.eval_every):
-                # Before the first row the time is that of compilation, which has no rate to take a pause from.
-                with log.paused() if first > start else contextlib.nullcontext():
-                    scores = hosts.agree(measured, run, state)
+            # Before the first row the time is that of compilation, which has no rate to take a pause from.
+            with log.paused() if first > start else contextlib.nullcontext():
+                found = observed(run, log, first, step, state)
+            scores = found or {}
             with storage():
-                log.log(step, step * config.batch_size, metrics | scores)
+                if found is not None:
+                    log.log(step, step * config.batch_size, metrics | scores)
                 run.beat.check()
-            if run.sample and due(config.sample_every):
-                with log.paused():
-                    hosts.agree(drawn, run, log, step, state)
-            stop = hosts.anyone(preemption.asked) and step < config.steps
-            if stop or due(config.checkpoint_every) or step == config.steps:
+            stop = hosts.anyone(preemption.asked) and (step < config.steps or found is None)
+            if stop or due_between(first, step, config.steps)(config.checkpoint_every) or step == config.steps:
+                left = {} if found is not None else {"owed": {"first": first, "metrics": metrics}}
                 with log.paused(), storage():
                     log.flush()  # before the state that follows it: a run killed between the two draws no picture twice
-                    save(checkpoints, step, state, scores, kept)
+                    save(checkpoints, step, state, scores, kept | left)
             if stop:
                 with storage():
                     checkpoints.wait()
@@ -257,17 +274,50 @@ def record(config: Common, directory: epath.Path, step: int) -> report.Report | 
     )
 
 
-def measured(run: Run, state: State) -> dict[str, float]:
-    """Figures of a state, or none if a signal came meanwhile."""
-    assert run.evaluate is not None
-    found = run.preemption.unless_asked(run.evaluate, state) or {}
-    return {f"eval/{name}": float(value) for name, value in found.items()}
+def observed(
+    run: Run, log: report.Report | report.Silent, first: int, step: int, state: State
+) -> dict[str, float] | None:
+    """The figures that are due after a call, whose picture is drawn too; None where a signal came meanwhile."""
+    due = due_between(first, step, run.config.steps)
+
+    def by_the_first_host() -> dict[str, float] | None:
+        found: Mapping[str, float] | None = {}
+        if run.evaluate and due(run.config.eval_every):
+            found = run.preemption.unless_asked(run.evaluate, state)
+        if found is not None and run.sample and due(run.config.sample_every):
+            grid = run.preemption.unless_asked(run.sample, state)
+            if grid is None:
+                return None
+            log.picture("", step, step * run.config.batch_size, grid)
+        return None if found is None else {f"eval/{name}": float(value) for name, value in found.items()}
+
+    asked = (run.evaluate and due(run.config.eval_every)) or (run.sample and due(run.config.sample_every))
+    return hosts.agree(by_the_first_host) if asked else {}
 
 
-def drawn(run: Run, log: report.Report | report.Silent, step: int, state: State) -> None:
-    assert run.sample is not None
-    if (grid := run.preemption.unless_asked(run.sample, state)) is not None:
-        log.picture("", step, step * run.config.batch_size, grid)
+def rollbacks_of(directory: epath.Path) -> int:
+    """How often the run has gone back, as `go_back` left it."""
+    path = directory / ROLLBACKS
+    text = path.read_text().strip() if path.exists() else "0"
+    return int(text) if text.isdecimal() else 0
+
+
+def go_back(directory: epath.Path, step: int, rollbacks: int) -> None:
+    """What the directory holds before a rollback plays on from `step`: a run that is killed now goes the same way."""
+    files.write(directory / ROLLBACKS, f"{rollbacks}\n")
+    report.truncate(directory, step or -1)
+
+
+def other_noise(state: State, rollbacks: int, devices: list[jax.Device]) -> State:
+    return state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
+
+
+def check_examples(here: int, there: int | None, whose: str) -> None:
+    """The order of a run is one of so many examples."""
+    if there not in (None, here):
+        raise InputError(
+            f"the data hold {here:,} examples, {whose} {there:,}; expected the same in every part of a run"
+        )
 
 
 @contextlib.contextmanager
@@ -319,7 +369,8 @@ def check(config: Common) -> None:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
-    hosts.agree(workdir.check, config)
+    with hosts.together():
+        hosts.agree(workdir.check, config)
 
 
 def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:

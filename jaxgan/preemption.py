@@ -11,6 +11,7 @@ A second signal ends the process at once. Python runs handlers between two bytec
 thread listens too, on the pipe into which the interpreter writes every signal when it arrives.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,10 @@ from jaxgan.errors import Preempted
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Interrupt(BaseException):
+    """What the handler raises: no `except Exception` on the way takes it for a fault of its own."""
 
 
 class Preemption:
@@ -62,7 +67,7 @@ class Preemption:
                 return None if self.asked else function(*arguments)
             finally:
                 self._raises = False
-        except Preempted:
+        except _Interrupt:
             return None
 
     def __enter__(self) -> "Preemption":
@@ -78,7 +83,7 @@ class Preemption:
         self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._before:
             sys.unraisablehook = self._unraisable
             signal.set_wakeup_fd(self._wakeup)
@@ -87,6 +92,8 @@ class Preemption:
             os.close(self._write)  # ends the thread
             self._thread.join()
             os.close(self._read)
+        if kind is _Interrupt:
+            raise self._early() from None
 
     def _listen(self) -> None:
         heard = 0
@@ -95,24 +102,29 @@ class Preemption:
                 continue
             heard += 1
             if heard == 2:
-                os.write(2, b"a second signal: ending at once\n")
+                _say(b"a second signal: ending at once\n")
                 os._exit(128 + data[0])
             self._note(data[0])
 
     def _note(self, number: int) -> None:
         if self._asked is None:
             self._asked = signal.Signals(number).name, time.monotonic()
-            os.write(2, f"{self.name}: finishing what is under way; a second signal ends at once\n".encode())
+            _say(f"{self.name}: finishing what is under way; a second signal ends at once\n".encode())
 
     def _handle(self, number: int, frame: Any) -> None:
         self._note(number)
         if self._raises:
             self._raises = False  # once
-            raise self._early()
+            raise _Interrupt
 
     def _ignored(self, error: Any) -> None:
-        if not isinstance(error.exc_value, Preempted):
+        if not isinstance(error.exc_value, _Interrupt):
             self._unraisable(error)
 
     def _early(self) -> Preempted:
         return Preempted(f"stopped by {self.name} before a new step was made; the same command starts again")
+
+
+def _say(text: bytes) -> None:
+    with contextlib.suppress(OSError):  # Ctrl-C ends what stderr was piped to, too
+        os.write(2, text)

@@ -35,6 +35,7 @@ from jaxgan.errors import InputError
 METRICS = "metrics.jsonl"
 _PLAIN_SECONDS = 10.0  # between lines where stderr is not a terminal
 _REMOTE_SECONDS = 60.0  # between uploads of metrics.jsonl to a bucket, where nothing can be appended
+_LOCAL = "jaxgan"  # what stands before a local path that tensorboardX is given
 _TILE = 56  # pixels; small images are enlarged to this on their longer side
 _PADDING = 2
 
@@ -74,11 +75,12 @@ class Report:
             from tensorboardX import SummaryWriter
             from tensorboardX.record_writer import register_writer_factory
 
-            register_writer_factory(
-                "gs", _Events
-            )  # its own needs another package, and a lost connection ends its thread
+            # Its own writers end their thread when a write fails, for which the training then waits without end.
+            register_writer_factory("gs", _Events)
+            register_writer_factory(_LOCAL, _Events)
             purge = start_step + 1 if start_step else None
-            self._writer = SummaryWriter(str(self._workdir), purge_step=purge, flush_secs=10)
+            place = self._workdir if files.is_remote(self._workdir) else f"{_LOCAL}:{self._workdir.absolute()}"
+            self._writer = SummaryWriter(str(place), purge_step=purge, flush_secs=10)
         self._bar = None
         self._plain = bar and not sys.stderr.isatty()
         if bar and not self._plain:
@@ -116,7 +118,8 @@ class Report:
                 self._writer.add_scalar(name, value, step)
             if rate is not None:
                 self._writer.add_scalar("images_per_second", rate, step)
-        self._show(step, images, numbers)
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            self._show(step, images, numbers)
 
     def picture(self, name: str, step: int, images: int, grid: np.ndarray) -> None:
         """Writes `grid`, uint8 (h, w, 1 or 3), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`).
@@ -152,12 +155,14 @@ class Report:
 
     def note(self, text: str) -> None:
         """A line on stderr that leaves the bar whole. Written with `bar=False` too."""
-        tqdm.write(text, file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Flushes, and ends threads and files; once. Raises OSError for what could not be written."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
         self._pool.shutdown()
         try:
             self.flush()
@@ -249,16 +254,16 @@ class _Rows:
 
 
 class _Events:
-    """A TensorBoard file in a bucket, as tensorboardX writes one: uploaded once a minute, and without an error.
+    """A TensorBoard file as tensorboardX writes one, but without errors; in a bucket it is uploaded once a minute.
 
     An error would end the thread that calls this, and then the training would wait for it without end.
     """
 
     def __init__(self, path: str):
-        self._path = epath.Path(path)
-        self._upload = files.Upload(self._path)
+        self._path = epath.Path(path.removeprefix(f"{_LOCAL}:"))
         self._warned = False
-        self.write = self._upload.write
+        self._file = Path(self._path).open("wb") if not files.is_remote(self._path) else None  # noqa: SIM115
+        self._upload = files.Upload(self._path) if self._file is None else None
 
     @classmethod
     def open(cls, path: str) -> "_Events":
@@ -266,18 +271,33 @@ class _Events:
 
     @staticmethod
     def directory_check(path: str) -> None:
-        """There are no directories."""
+        """The run's directory is there."""
+
+    def write(self, data: bytes) -> None:
+        with self._warning():
+            (self._file or self._upload).write(data)  # type: ignore[union-attr]
 
     def flush(self, seconds: float = _REMOTE_SECONDS) -> None:
+        with self._warning():
+            if self._file:
+                self._file.flush()
+            elif self._upload:
+                self._upload.send(seconds)
+
+    def close(self) -> None:
+        self.flush(0.0)
+        if self._file:
+            with self._warning():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
         try:
-            self._upload.send(seconds)
+            yield
         except OSError as error:
             if not self._warned:
                 logging.getLogger(__name__).warning("cannot write TensorBoard's %s: %s", self._path, error)
             self._warned = True
-
-    def close(self) -> None:
-        self.flush(0.0)
 
 
 def truncate(workdir: epath.PathLike, step: int) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,10 +16,11 @@ from etils import epath
 
 from jaxgan import files, flags, report
 from jaxgan.config import Common
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, StorageFault
 
 LOCK = ".lock"
 BEAT = 60.0  # seconds between signs of life in a bucket, where no lock exists
+TOKEN = uuid.uuid4().hex  # of this process
 GONE = 5 * BEAT  # without a sign for so long, the run there has died
 
 
@@ -58,6 +60,9 @@ def claim(config: Common) -> epath.Path:
             probe.write_text("")
             probe.unlink()
     except OSError as error:
+        with contextlib.suppress(OSError), files.faults(workdir):
+            if (workdir / "config.json").exists():  # it could be written to before: a supervisor may try again
+                raise StorageFault(f"cannot write to {os.fspath(workdir)!r}: {error.strerror or error}") from None
         raise InputError(f"cannot write to --workdir={config.workdir}: {error.strerror or error}") from None
     return workdir
 
@@ -84,9 +89,10 @@ def held(workdir: epath.Path) -> Iterator["Beat"]:
     try:
         yield Beat(None)
     finally:
-        with contextlib.suppress(OSError):  # it may have become read-only
+        with contextlib.suppress(OSError):  # it may have become read-only, or full
             (workdir / LOCK).unlink()
-        file.close()
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 class Beat:
@@ -143,14 +149,17 @@ class Beat:
 
 
 def _other(who: dict) -> bool:
-    """Whether that sign was given by another process than this one."""
-    return bool(who) and (who.get("host"), who.get("process")) != (socket.gethostname(), os.getpid())
+    """Whether that sign was given by another process than this one. (Containers share names and numbers.)"""
+    return bool(who) and who.get("token") != TOKEN
 
 
 def _locked(path: Path, workdir: epath.Path) -> IO[str]:
     """The file, open and locked."""
     while True:
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except PermissionError:  # another user's: to lock it needs no more
+            file = path.open()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,15 +173,17 @@ def _locked(path: Path, workdir: epath.Path) -> IO[str]:
             return file  # some network file systems have no locks; better to train than to refuse
         # Whoever ends removes the file: it may have gone between our opening and our locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.truncate(0)
-            file.write(_self())
-            file.flush()
+            with contextlib.suppress(OSError):  # no room for a name; the lock is what counts
+                file.truncate(0)
+                file.write(_self())
+                file.flush()
             return file
         file.close()
 
 
 def _self() -> str:
-    return json.dumps({"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}) + "\n"
+    who = {"host": socket.gethostname(), "process": os.getpid(), "token": TOKEN, "time": time.time()}
+    return json.dumps(who) + "\n"
 
 
 def _owner(text: str) -> dict:

@@ -122,20 +122,24 @@ print(*(",".join(map(str, row)) for row in seen))
 def long_run(folder: Path, calls: int) -> str:
     """Memory, open files and threads over so many calls, with logs, pictures, evaluations and checkpoints.
 
-    The least of a tenth of the run is compared with the least of another, for a save under way has threads and buffers.
+    After a tenth, in which pools of threads fill, the first half is compared with the second: memory by the median, the
+    rest by the most, for a save under way has threads and buffers of its own.
     """
     command = [sys.executable, "-c", LONG_RUN, str(folder / "run"), str(calls)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-2000:]
     seen = np.array([list(map(int, row.split(","))) for row in done.stdout.splitlines()[-1].split()])
-    tenth = len(seen) // 10
-    early, late = seen[tenth : 2 * tenth].min(0), seen[-tenth:].min(0)
+    halves = np.array_split(seen[len(seen) // 10 :], 2)
+    early, late = (np.array([np.median(half[:, 0]), *half[:, 1:].max(0)]) for half in halves)
     growth = late[0] / early[0] - 1
     assert growth < 0.01 and (late[1:] <= early[1:]).all(), (early, late)
     size = sum(path.stat().st_size for path in (folder / "run" / "checkpoints").rglob("*") if path.is_file())
     assert len(steps_of(folder / "run")) == 2
+    counts = (
+        f"{name} {a:.0f} to {b:.0f}"
+        for name, a, b in zip(("files", "threads", "bytes on devices"), early[1:], late[1:], strict=True)
+    )
     return (
         f"{calls:,} calls: resident memory {early[0] / 2**20:.1f} to {late[0] / 2**20:.1f} MiB ({growth:+.2%}), "
-        f"files {early[1]} to {late[1]}, threads {early[2]} to {late[2]}, bytes on devices {early[3]} to {late[3]}; "
-        f"checkpoints {size / 2**10:.0f} KiB"
+        f"{', '.join(counts)}; checkpoints {size / 2**10:.0f} KiB"
     )

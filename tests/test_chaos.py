@@ -5,6 +5,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ from jaxgan import checkpoint, report, workdir
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
 from jaxgan.preemption import Preemption
 from tests import chaos, small
-from tests.runs import TINY, bits, same_run
+from tests.runs import ROOT, TINY, same_run
 
 
 def test_rates_fall_at_a_rollback(tmp_path, capfd):
@@ -53,6 +55,10 @@ def test_rollbacks_have_an_end(tmp_path):
         small.run(tmp_path / "none", rate=1e30, steps=300, checkpoint_every=0, on_nonfinite="rollback", rollbacks=1)
 
 
+def figure(state):
+    return {"x": float(state.players["one"].params["x"])}
+
+
 def signalled(number, at=None):
     """An evaluation that sends this process a signal, once; `at` makes it wait for the end, which does not come."""
     sent = []
@@ -72,16 +78,72 @@ def signalled(number, at=None):
 @pytest.mark.parametrize("long", [False, True])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, number, long):
     options = {"steps": 40, "eval_every": 10}
-    small.run(tmp_path / "whole", evaluate=lambda state: {"x": float(state.players["one"].params["x"])}, **options)
+    small.run(tmp_path / "whole", evaluate=figure, **options)
     began = time.monotonic()
     with pytest.raises(Preempted, match=rf"{signal.Signals(number).name} at step 10, saved"):
         small.run(tmp_path / "run", evaluate=signalled(number, long), **options)
     assert time.monotonic() - began < 30
     assert int(checkpoint.read(tmp_path / "run" / "checkpoints")["step"]) == 10
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    small.run(tmp_path / "run", evaluate=lambda state: {"x": float(state.players["one"].params["x"])}, **options)
-    ours, theirs = (bits(tmp_path / run) for run in ("run", "whole"))
-    assert ours == theirs
+    small.run(tmp_path / "run", evaluate=figure, **options)
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_a_signal_interrupts_is_done_at_the_next_start(tmp_path, capfd):
+    """The last evaluation too, and its picture."""
+    options = {"steps": 10, "eval_every": 10, "sample_every": 10, "sample": lambda state: np.zeros((4, 4, 1), np.uint8)}
+    small.run(tmp_path / "whole", evaluate=figure, **options)
+    with pytest.raises(Preempted, match="at step 10, saved"):
+        small.run(tmp_path / "run", evaluate=signalled(signal.SIGTERM), **options)
+    with pytest.raises(Preempted, match="before a new step"):  # and again
+        small.run(tmp_path / "run", evaluate=signalled(signal.SIGTERM), **options)
+    capfd.readouterr()
+    small.run(tmp_path / "run", evaluate=figure, **options)
+    assert "trained 10 steps" in capfd.readouterr().out
+    same_run(tmp_path / "run", tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["0000010.png"]
+
+
+def test_a_run_killed_after_a_rollback_goes_the_same_way(tmp_path):
+    """Before it has saved anything at the lower rate."""
+    options = {"rate": 2.5, "steps": 200, "on_nonfinite": "rollback", "sample_every": 5}
+
+    def drawing(at=None):
+        calls = []
+
+        def sample(state):
+            calls.append(int(state.step))
+            if at and calls.count(at) > 1:
+                raise KeyError("killed")
+            return np.zeros((4, 4, 1), np.uint8)
+
+        return sample
+
+    small.run(tmp_path / "whole", sample=drawing(), **options)
+    for at in (105, 110):
+        with pytest.raises(KeyError):
+            small.run(tmp_path / f"run{at}", sample=drawing(at), **options)
+        small.run(tmp_path / f"run{at}", sample=drawing(), **options)
+        same_run(tmp_path / f"run{at}", tmp_path / "whole")
+
+
+EVENTS = """
+import resource, sys
+from jaxgan import report
+with report.Report(sys.argv[1], total_steps=200, batch_size=1, bar=False) as log:
+    log.log(1, 1, {"loss": 0.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    for step in range(2, 200):
+        log._writer.add_scalar("x" * 1000, 0.5, step)
+print("ended")
+"""
+
+
+def test_a_full_disk_under_tensorboard_stops_nothing(tmp_path):
+    """Its thread would end, and the training wait for it."""
+    command = [sys.executable, "-c", EVENTS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ended\n" and "cannot write TensorBoard's" in done.stderr, done.stderr
 
 
 def test_signals_before_and_after(tmp_path):

@@ -21,7 +21,8 @@ def pair_of(model, remat):
     return adversarial.Pair(model.Generator(shape, width=4), model.Discriminator(shape, width=4), remat=remat)
 
 
-@pytest.mark.parametrize("model", [dcgan, pytest.param(resnet, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [dcgan, resnet])
 def test_remat_changes_memory_and_not_the_gradient(model):
     b = 16
     batch = {"image": jax.random.normal(jax.random.key(1), (b, 32, 32, 1)), "row": jnp.arange(b)}

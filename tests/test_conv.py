@@ -249,7 +249,7 @@ def test_transposed_module_without_a_size():
     assert module.apply(params, jnp.ones((2, 3, 2, 3))).shape == (2, 6, 5, 5)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("kernel", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resampling_is_part_of_the_convolution(kernel):
     x = jnp.float32(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
     plain, larger, smaller = (Conv(4, kernel, **way) for way in ({}, {"up": True}, {"down": True}))

@@ -139,7 +139,8 @@ WORSE = {
 }
 
 
-@pytest.mark.parametrize("name", ["mnist", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_figures_on_real_images_move_as_they_should(name, test_data, tmp_path):
     """1,000 images against 1,000 others: spoilt in degrees, of fewer classes, or repeated."""
     images, labels = (

@@ -97,6 +97,7 @@ def test_another_number_of_hosts_goes_on(two, tmp_path):
     assert_same_losses(run, two)
 
 
+@pytest.mark.slow
 def test_only_the_first_host_writes_and_evaluates(one, tmp_path):
     """The directory of the other is its own, and stays away: it learns what it must from the first."""
     port, argv = free_port(), (*EACH, "--placement=stream", f"--sample_every={STEPS}", f"--eval_every={STEPS}")

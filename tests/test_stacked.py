@@ -142,6 +142,7 @@ def stacked():
     return data.Source("stacked", 4000, (8, 8, 3), 1000, lambda i: {"image": image[i], "label": label[i]})
 
 
+@pytest.mark.slow
 def test_a_classifier_of_channels(stacked, tmp_path, monkeypatch):
     learn, seen = coverage._fit, []
     monkeypatch.setattr(coverage, "STEPS", 150)

@@ -111,6 +111,11 @@ class Feed:
     examples: int = 0  # how many there are
     skipped: tuple[str, ...] = ()  # of the source
 
+    def check(self, there: int | None, whose: str) -> None:
+        """Raises InputError for another number of examples elsewhere in the run: its order is one of so many."""
+        if there not in (None, self.examples):
+            raise InputError(f"the data hold {self.examples:,} examples, {whose} {there:,}; expected as many")
+
     @property
     def resident(self) -> dict[str, jax.Array]:
         """image uint8 (n, h, w, c) and label int32 (n,) on every device; {} when streaming.

@@ -80,12 +80,8 @@ def folder(
         return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop)
 
     # To ask for the times of remote files, one by one, would take as long as to read them.
-    kept = None if is_remote(root) else identity
+    kept = None if files.is_remote(root) else identity
     return Source(name, len(found), shape, len(classes), read, tuple(classes), kept, skipped)
-
-
-def is_remote(root: epath.Path) -> bool:
-    return "://" in os.fspath(root)
 
 
 def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
@@ -123,7 +119,7 @@ def list_images(root: epath.Path) -> tuple[list[str], dict[str, str]]:
     Hidden files and folders are passed over. Links are followed, but a folder is read once: by links it may lie in
     itself, or be reached in any number of ways.
     """
-    found, bad = (remote(root), {}) if is_remote(root) else local(root)
+    found, bad = (remote(root), {}) if files.is_remote(root) else local(root)
     return sorted(found), bad
 
 
@@ -185,7 +181,7 @@ def unreadable(name: str, root: epath.Path, found: Sequence[str], cache: epath.P
     """{file: reason} of those that do not decode. Kept in a file of `cache` until one of all files changes."""
     paths = [os.fspath(root / f) for f in found]
     file, identity = None, ""
-    if cache is not None and not is_remote(root):
+    if cache is not None and not files.is_remote(root):
         with contextlib.suppress(OSError):  # `problem` will name the file
             identity = fingerprint(paths).hex()
     if identity:

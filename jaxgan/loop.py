@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, workdir
+from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, rollback, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
@@ -33,8 +33,6 @@ from jaxgan.preemption import Preemption
 Sample = Callable[[State], np.ndarray]  # -> a picture, uint8 (H, W, c)
 Evaluate = Callable[[State], Mapping[str, float]]
 PROFILED = 2  # the number of the call that --profile records: the first compiles, the second warms caches
-SLOWER = 0.5  # what a rollback multiplies the learning rates by
-ROLLBACKS = "rollbacks"  # the file that counts them
 
 
 def cache_dir() -> Path:
@@ -84,7 +82,7 @@ def run(
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
 
         def program(rollbacks: int) -> "Program":
-            slowed = game.slowed(SLOWER**rollbacks) if rollbacks else game
+            slowed = game.slowed(rollback.SLOWER**rollbacks) if rollbacks else game
             call = parallel.compile_steps(slowed, feed.draw, devices)
             return Program(call, pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length))), length)
 
@@ -104,24 +102,22 @@ def run(
             nonlocal beat
             beat = stack.enter_context(workdir.held(workdir.claim(config)))
             same = flags.check_same(config, directory)
-            check_examples(
-                feed.examples, flags.read(directory).get("examples") if same else None, "this run began with"
-            )
+            feed.check(flags.read(directory).get("examples") if same else None, "this run began with")
             return same
 
         resumed = hosts.agree(hold)
-        check_examples(feed.examples, hosts.agree(lambda: feed.examples), "host 0 has")
+        feed.check(hosts.agree(lambda: feed.examples), "host 0 has")
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
-        step, owed, rollbacks, went_back = 0, None, 0, hosts.agree(rollbacks_of, directory)
+        step, owed, rollbacks, went_back = 0, None, 0, hosts.agree(rollback.count, directory)
         if found := checkpoints.restore(shapes):
             step, state = found
             kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)["metadata"] or {}
             rollbacks, owed = kept.get("rollbacks", 0), kept.get("owed")
         if went_back > rollbacks:  # and was ended before it saved again
             rollbacks = went_back
-            state = other_noise(state, rollbacks, devices)
+            state = rollback.other_noise(state, rollbacks, devices)
         if step >= config.steps and not owed:
             hosts.tell(f"{directory} is already trained for {step} steps; --steps={config.steps} asks for no more")
             return state
@@ -150,9 +146,9 @@ def run(
                 with storing(directory, checkpoints):
                     before = step if step in hosts.agree(lambda: checkpoints.steps[-1:]) else None
                     step, state = checkpoints.restore(shapes, before=before) or (0, first())
-                    hosts.agree(go_back, directory, step, rollbacks)
-                state, owed = other_noise(state, rollbacks, devices), None
-                rate = f"learning rates times {SLOWER**rollbacks}"
+                    hosts.agree(rollback.go_back, directory, step, rollbacks)
+                state, owed = rollback.other_noise(state, rollbacks, devices), None
+                rate = f"learning rates times {rollback.SLOWER**rollbacks}"
                 hosts.tell(f"{error}; back to step {step}, {rate}, other noise; {left - 1} rollbacks left", sys.stderr)
     step, seconds = config.steps, time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
@@ -246,11 +242,8 @@ def play(
             if stop:
                 with storage():
                     checkpoints.wait()
-                when = (
-                    f"{preemption.seconds:.1f} s after the signal"
-                    if preemption.asked
-                    else "as a signal asked elsewhere"
-                )
+                own = f"{preemption.seconds:.1f} s after the signal"
+                when = own if preemption.asked else "as a signal asked elsewhere"
                 raise Preempted(
                     f"stopped by {preemption.name or 'another host'} at step {step}, saved {when}; "
                     "the same command goes on"
@@ -293,31 +286,6 @@ def observed(
 
     asked = (run.evaluate and due(run.config.eval_every)) or (run.sample and due(run.config.sample_every))
     return hosts.agree(by_the_first_host) if asked else {}
-
-
-def rollbacks_of(directory: epath.Path) -> int:
-    """How often the run has gone back, as `go_back` left it."""
-    path = directory / ROLLBACKS
-    text = path.read_text().strip() if path.exists() else "0"
-    return int(text) if text.isdecimal() else 0
-
-
-def go_back(directory: epath.Path, step: int, rollbacks: int) -> None:
-    """What the directory holds before a rollback plays on from `step`: a run that is killed now goes the same way."""
-    files.write(directory / ROLLBACKS, f"{rollbacks}\n")
-    report.truncate(directory, step or -1)
-
-
-def other_noise(state: State, rollbacks: int, devices: list[jax.Device]) -> State:
-    return state.replace(key=parallel.replicate(jax.random.fold_in(state.key, rollbacks), devices))
-
-
-def check_examples(here: int, there: int | None, whose: str) -> None:
-    """The order of a run is one of so many examples."""
-    if there not in (None, here):
-        raise InputError(
-            f"the data hold {here:,} examples, {whose} {there:,}; expected the same in every part of a run"
-        )
 
 
 @contextlib.contextmanager

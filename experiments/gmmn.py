@@ -130,16 +130,11 @@ def load(config: Config) -> Images:
         raise InputError(f"{config.dataset} has {source.num_examples} images; expected at least 12, some to test with")
     place = np.arange(source.num_examples) % 6
     if not config.test_split:
-        return Images(*(chosen(source, np.flatnonzero(rows)) for rows in (place > 1, place == 0, place == 1)))
+        return Images(*(source.subset(np.flatnonzero(rows)) for rows in (place > 1, place == 0, place == 1)))
     test = read(config.test_split)
     if test.shape != source.shape:
         raise InputError(f"test images {test.shape} of another shape than {source.shape}; --size makes them equal")
-    return Images(chosen(source, np.flatnonzero(place)), chosen(source, np.flatnonzero(place == 0)), test)
-
-
-def chosen(source: data.Source, rows: np.ndarray) -> data.Source:
-    """The images of `source` at these places."""
-    return dataclasses.replace(source, num_examples=len(rows), read=lambda indices: source.read(rows[indices]))
+    return Images(source.subset(np.flatnonzero(place)), source.subset(np.flatnonzero(place == 0)), test)
 
 
 def unit(source: data.Source, limit: int) -> np.ndarray:

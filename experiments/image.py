@@ -274,9 +274,23 @@ def main(config: Config) -> None:
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     check(config, len(devices))
-    load = functools.partial(
-        data.load,
+    source = load(config, config.split)
+    held = None
+    if config.diagnose:
+        source, held = held_out(source, config.split, functools.partial(load, config))
+    if not config.dry_run:
+        train(config, source, devices, held)
+        return
+    pair = networks(config, source.shape, source.num_classes)
+    if hosts.first():
+        describe(config, source, make_game(config, pair), example_of(source), devices)
+
+
+def load(config: Config, split: str) -> data.Source:
+    """The images that the flags name."""
+    return data.load(
         config.dataset,
+        split,
         data_dir=config.data_dir or None,
         manual_dir=config.manual_dir or None,
         size=config.size,
@@ -285,15 +299,26 @@ def main(config: Config) -> None:
         cache=loop.cache_dir() / "decoded",
         skip_bad=config.skip_bad_images,
     )
-    source = load(config.split)
-    source, held = held_out(source, config.split, load) if config.diagnose else (source, None)
+
+
+def example_of(source: data.Source) -> dict[str, Any]:
+    """A batch of one, for its shapes."""
+    return {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
+
+
+def train(
+    config: Config,
+    source: data.Source,
+    devices: list[jax.Device],
+    held: data.Source | None = None,
+    change: Callable[[Game], Game] = lambda game: game,
+) -> State:
+    """Plays the game of `config`, or what `change` makes of it, on the images of `source`, to its last state.
+
+    held: images that training does not see, for --diagnose.
+    """
     pair = networks(config, source.shape, source.num_classes)
-    game = make_game(config, pair)
-    example = {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
-    if config.dry_run:
-        if hosts.first():
-            describe(config, source, game, example, devices)
-        return
+    game = change(make_game(config, pair))
 
     def sample(state: State) -> np.ndarray:
         return report.grid(trained(pair, state).sample(jax.random.key(config.seed), 64))
@@ -313,11 +338,11 @@ def main(config: Config) -> None:
         resident_gb=config.resident_gb,
         mirror=config.mirror,
     )
-    loop.run(
+    return loop.run(
         game,
         feed,
         config,
-        example=example,
+        example=example_of(source),
         devices=devices,
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(pair.discriminator)},

@@ -48,6 +48,14 @@ class Source:
         """Bytes of all images."""
         return self.num_examples * math.prod(self.shape)
 
+    def subset(self, rows: np.ndarray) -> "Source":
+        """The examples at these places, in their order, repetitions included."""
+        rows = np.asarray(rows)
+        read = self.read
+        return dataclasses.replace(
+            self, num_examples=len(rows), read=lambda indices: read(rows[indices]), identity=None
+        )
+
 
 def is_own(name: str) -> bool:
     """Whether `jaxgan.datasets` has a data set of this name."""

@@ -192,14 +192,7 @@ def held_out(source: Source, split: str, load: Callable[[str], Source]) -> tuple
         )
     rows = np.arange(source.num_examples)
     kept = rows % EVERY != 0
-    return _part(source, rows[kept]), _part(source, rows[~kept])
-
-
-def _part(source: Source, rows: np.ndarray) -> Source:
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return source.read(rows[indices])
-
-    return dataclasses.replace(source, num_examples=len(rows), read=read, identity=None)
+    return source.subset(rows[kept]), source.subset(rows[~kept])
 
 
 @dataclasses.dataclass(frozen=True)

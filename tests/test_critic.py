@@ -1,0 +1,48 @@
+"""A run's discriminator, loaded: its verdicts, and the features that they are made of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgan import critic, models
+from jaxgan.errors import InputError
+from jaxgan.lookup import names
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize(
+    "model", [n for n in names(models) if hasattr(__import__(f"jaxgan.models.{n}", fromlist=[n]), "Discriminator")]
+)
+def test_a_linear_step_in_the_features_moves_the_logit(model, classes):
+    """The features are those that the logit is a function of: through them alone the class is told from the image."""
+    module = __import__(f"jaxgan.models.{model}", fromlist=[model])
+    fields = {f.name for f in dataclasses.fields(module.Discriminator)}
+    shape = (32, 32, 1) if model in ("resnet", "biggan", "stylegan2", "r3gan") else (16, 16, 1)
+    own = {"width": 8} if "width" in fields else {}
+    disc = module.Discriminator(shape=shape, num_classes=classes, **own)
+    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    label = jnp.array([0, 1, 2, 0]) if classes else None
+    variables = jax.jit(lambda: disc.init(jax.random.key(0), x, label, train=False))()
+    _output, features = critic.seen_by_last(disc, variables, x, label, train=False)
+    assert features.shape[0] == 4 and np.prod(features.shape[1:]) > 3
+    assert np.ptp(np.asarray(features, np.float32), axis=0).max() > 0  # of the images, not of the class
+
+
+def test_features_of_dcgan_give_its_logits():
+    from jaxgan.models.dcgan import Discriminator
+
+    disc = Discriminator((16, 16, 1), width=8, batch_norm=False)
+    x = jax.random.normal(jax.random.key(1), (130, 16, 16, 1))
+    params = disc.init(jax.random.key(0), x[:1])["params"]
+    judge = critic.Critic(disc, params, {})
+    dense = params["Dense_0"]
+    expected = judge.features(np.asarray(x)) @ np.asarray(dense["kernel"])[:, 0] + np.asarray(dense["bias"])[0]
+    np.testing.assert_allclose(judge.logits(np.asarray(x)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(judge.logits(np.asarray(x)), disc.apply({"params": params}, x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="judges images"):
+        judge.logits(np.zeros((2, 8, 8, 1), np.float32))
+    with pytest.raises(InputError, match="sees none"):
+        judge.logits(np.asarray(x), np.zeros(130, np.int32))

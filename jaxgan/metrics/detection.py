@@ -129,7 +129,7 @@ def _finite(scores: np.ndarray, name: str) -> np.ndarray:
 
 
 def _counts(scores: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places 0 .. m - 1 of the distinct scores in order, and how many normal and how many anomalous examples are there."""
+    """Places of the distinct scores in order, and how many normal and how many anomalous examples are at each."""
     distinct, place = np.unique(scores, return_inverse=True)
     m = len(distinct)
     return np.arange(m), np.bincount(place[~anomalous], minlength=m), np.bincount(place[anomalous], minlength=m)

@@ -42,6 +42,7 @@ class Source:
     class_names: tuple[str, ...] = ()
     identity: Callable[[], bytes] | None = None
     skipped: tuple[str, ...] = ()  # files that were left out, and why
+    files: tuple[str, ...] = ()  # that the examples were read from, one each, where there are such
 
     @property
     def nbytes(self) -> int:

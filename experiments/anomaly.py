@@ -5,8 +5,8 @@
     python -m experiments.anomaly --mode=score --workdir=runs/mine --dataset=folder:new --out=scores.csv --heatmaps=maps
 
 Of labelled images one class is normal (`--normal=3`), or each in turn (`--normal=all`), which is how the literature
-measures a method: by the mean area under the ROC curve (AUROC) over the classes. One normal image in ten is held out
-for the threshold. Tables are for experiments/anomaly_table.py.
+measures a method: by the mean area under the ROC curve (AUROC) over the classes. Some normal images are held out for
+the threshold. Tables are for experiments/anomaly_table.py.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from jaxgan.game import Game, State
 from jaxgan.metrics import detection
 from jaxgan.several import each, several
 
-HELD = 10  # one normal image in so many is held out of training
+LEAST = 20  # normal images
 TESTED = 5  # one image in so many is for testing, where a labelled set has no split for it
 SEEN = 1000  # training images that say how large residuals are
 SHOWN = 32  # images in a sheet of heat maps
@@ -51,6 +51,7 @@ class Config(Common):
     width: int = option(16, "channels of the widest layer of the networks")
     latent: int = option(16, "dimension of the latent")
     rate: float = option(1.0, "factor of the method's own learning rates")
+    held_out: int = option(5, "one normal image in so many is held out, for the threshold")
     seeds: int = option(1, "detectors trained at once, whose mean scores; three cost a GPU little more than one")
     sample_every: int = option(0, "steps between pictures of images and what they are taken for", resumable=True)
     out: str = option("", "for --mode=score: a file.csv", resumable=True)
@@ -65,7 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The default: 8x8 digits inside the installation, each digit normal in turn.
     "digits": {},
     # One digit normal, the other nine anomalous among the 10,000 test images: the protocol of Deep SVDD (ICML 2018).
-    "mnist": {"dataset": "mnist", "test_split": "test", "steps": 2000, "steps_per_call": 100},
+    "mnist": {"dataset": "mnist", "test_split": "test", "held_out": 10, "steps": 2000, "steps_per_call": 100},
     # Chest X-rays, healthy ones normal: --dataset=npz:pneumoniamnist.npz of MedMNIST (doi:10.1038/s41597-022-01721-8).
     "pneumonia": {"normal": "0", "test_split": "test", "steps": 2000, "steps_per_call": 100},
 }
@@ -79,6 +80,8 @@ def check(config: Config) -> None:
     for name in ("width", "latent", "seeds", "gan_steps", "num_heatmaps"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    if config.held_out < 2:
+        raise InputError(f"--held_out={config.held_out}: expected at least 2, one image in two")
     if not config.rate > 0:
         raise InputError(f"--rate={config.rate}: expected above 0")
     if not 0 < config.false_positive_rate < 1:
@@ -132,7 +135,7 @@ def tasks(config: Config) -> list[Task]:
     if not config.normal or source.num_classes == 0:
         if config.normal not in ("", "all"):
             raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
-        return [_task("", source, np.arange(source.num_examples), None, None)]
+        return [_task(config, "", source, np.arange(source.num_examples), None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")
     label = labels(source)
@@ -153,7 +156,7 @@ def tasks(config: Config) -> list[Task]:
         anomalous = tested != number
         if anomalous.all() or not anomalous.any():
             raise InputError(f"all {len(tested):,} test images are {'anomalous' if anomalous.all() else 'normal'}")
-        found.append(_task(names[number], source, kept[label[kept] == number], test, anomalous))
+        found.append(_task(config, names[number], source, kept[label[kept] == number], test, anomalous))
     return found
 
 
@@ -172,11 +175,14 @@ def labels(source: data.Source) -> np.ndarray:
     return np.concatenate([source.read(rows)["label"] for rows in parts])
 
 
-def _task(name: str, source: data.Source, rows: np.ndarray, test: data.Source | None, anomalous: Any) -> Task:
-    if len(rows) < 2 * HELD:
-        raise InputError(f"{len(rows)} normal images{f' of class {name}' if name else ''}: expected {2 * HELD} or more")
+def _task(
+    config: Config, name: str, source: data.Source, rows: np.ndarray, test: data.Source | None, anomalous: Any
+) -> Task:
+    if len(rows) < max(LEAST, 2 * config.held_out):
+        which = f" of class {name}" if name else ""
+        raise InputError(f"{len(rows)} normal images{which}: expected {max(LEAST, 2 * config.held_out)} or more")
     rows = np.random.default_rng(0).permutation(rows)  # files may lie in an order that means something
-    held = np.arange(len(rows)) % HELD == 0
+    held = np.arange(len(rows)) % config.held_out == 0
     return Task(name, source.subset(rows[~held]), source.subset(rows[held]), test, anomalous)
 
 
@@ -340,14 +346,18 @@ def draw(config: Config, trained: Detector, source: data.Source, rows: np.ndarra
 
 
 def overlaid(image: np.ndarray, again: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """uint8 (3, h, w, 3): the image, what it was taken for, and the image in grey with red where it is not normal."""
+    """uint8 (3, h, w, 3): the image, what it was taken for, and where they differ more than normal images do.
+
+    Red is too bright, blue too dark, in full where the image differs most.
+    """
     own = np.broadcast_to(image[..., :3] if image.shape[-1] > 2 else image[..., :1], (*image.shape[:2], 3))
     taken = np.clip((again + 1) * 127.5, 0, 255).round().astype(np.uint8)
     taken = np.broadcast_to(taken[..., :3] if again.shape[-1] > 2 else taken[..., :1], own.shape)
-    grey = np.repeat(own.mean(-1, keepdims=True), 3, -1)
-    share = np.clip(heat, 0, 1)[..., None]
-    red = (1 - share) * grey + share * np.array([255, 40, 0])
-    return np.stack([own, taken, red.round().astype(np.uint8)])
+    beyond = np.maximum(np.abs(heat) - 1, 0)[..., None]
+    share = beyond / max(beyond.max(), 1.0)
+    colour = np.where(heat[..., None] > 0, np.array([255.0, 40, 0]), np.array([0.0, 110, 255]))
+    marked = (1 - share) * (own.mean(-1, keepdims=True) * 0.6 + 102) + share * colour
+    return np.stack([own, taken, marked.round().astype(np.uint8)])
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ WALLS = {
     "jaxgan.augment": ("jaxgan.models", "jaxgan.metrics", "jaxgan.game", "jaxgan.adversarial", *RUN, *DATA),
     "jaxgan.game": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:], *RUN, *DATA),
     "jaxgan.adversarial": ("jaxgan.models", "jaxgan.metrics", *RUN, *DATA),
+    "jaxgan.several": ("jaxgan.models", "jaxgan.metrics", *GAME[1:], *RUN, *DATA),
+    "jaxgan.anomaly": ("jaxgan.loop", "jaxgan.parallel", "jaxgan.report", "jaxgan.hosts"),
     "jaxgan.pathlength": ("jaxgan.models", "jaxgan.metrics", *RUN, *DATA),
     "jaxgan.parallel": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME[1:], *DATA),
     "jaxgan.checkpoint": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME, *DATA),

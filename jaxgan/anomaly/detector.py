@@ -25,14 +25,14 @@ NEEDED = ("networks", "game", "residuals")  # of a method
 FILE = "anomaly.json"
 BATCH = 256  # images of one compiled call
 TINY = 1e-12  # below any residual that a float32 image leaves
-QUANTILE = 0.999  # of the pixels of normal images stay below a heat of 1
+QUANTILE = 0.999  # of the pixels of normal images have a heat within -1 and 1
 NAMES = {"gen": "generator", "disc": "discriminator", "enc": "encoder"}  # players, as config.json names their networks
 
 
 class Found(NamedTuple):
     scores: np.ndarray  # (seeds, n) float64
     images: np.ndarray  # (n, h, w, c) float32, the normal image that each was taken for, by the first seed
-    heat: np.ndarray  # (n, h, w) float32, what differs; 1 is the most that normal images show
+    heat: np.ndarray  # (n, h, w) float32, how far too bright (above 0) or dark; normal images stay within -1 and 1
 
 
 class Calibration(NamedTuple):
@@ -71,7 +71,7 @@ class Detector:
         logs = {name: np.log(values) for name, values in raw.items()}
         mean = {name: x.mean(1).tolist() for name, x in logs.items()}
         deviation = {name: np.maximum(x.std(1), 1e-6).tolist() for name, x in logs.items()}
-        most = max(float(np.quantile(heat, QUANTILE)), TINY)
+        most = max(float(np.quantile(np.abs(heat), QUANTILE)), TINY)
         detector = cls(method, networks, weights, Calibration(mean, deviation, most, []))
         scores = np.sort(detector.look(held).scores.mean(0)).tolist()
         return dataclasses.replace(detector, calibration=detector.calibration._replace(held=scores))
@@ -158,7 +158,8 @@ def _residuals(method: ModuleType, networks: tuple, weights: Any, images: jax.Ar
     with jax.default_matmul_precision("highest"):
         x = to_float(images)
         found = method.residuals(dict(networks), weights, x)
-        heat = jnp.mean(parts.blurred(jnp.square(x - found.images)), -1)
+        off = parts.blurred(x - found.images)
+        heat = jnp.sqrt(jnp.mean(jnp.square(off), -1)) * jnp.sign(jnp.mean(off, -1))
     return {name: jnp.maximum(score, TINY) for name, score in found.scores.items()}, found.images, heat
 
 

@@ -1,0 +1,300 @@
+"""Anomaly detection in images: residuals and losses by hand, scores, several seeds at once, and the whole script."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from experiments import anomaly as script
+from jaxgan import critic
+from jaxgan.anomaly import bigan, detector, fanogan, ganomaly, joint, parts
+from jaxgan.errors import InputError
+from jaxgan.game import Game, Move, Player
+from jaxgan.several import each, several
+from tests.runs import compile_quickly, here, snapshot  # noqa: F401
+
+SHAPE = (8, 8, 1)
+METHODS = {"joint": joint, "fanogan": fanogan, "bigan": bigan, "ganomaly": ganomaly}
+
+
+def batch(n=6, seed=0):
+    images = jax.random.uniform(jax.random.key(seed), (n, *SHAPE), minval=-1.0, maxval=1.0)
+    return {"image": images, "label": jnp.zeros(n, jnp.int32), "row": jnp.arange(n)}
+
+
+@pytest.fixture(scope="module")
+def games():
+    """{method: (networks, game, state)} after the game has begun; fanogan's is that of its encoder."""
+    found = {}
+    for name, method in METHODS.items():
+        networks = method.networks(SHAPE, 4, 3, jnp.float32)
+        plan, trained = parts.Plan(100.0), {}
+        if hasattr(method, "first"):
+            first = method.first(networks, plan)
+            trained = parts.of(jax.jit(first.init)(jax.random.key(1), batch()))
+        game = method.game(networks, plan, trained)
+        found[name] = networks, game, jax.jit(game.init)(jax.random.key(2), batch())
+    return found
+
+
+def loss_of(game, name, state, key=3):
+    """(value, metrics, gradients) of a move, by its title."""
+    move = next(move for move in game.moves if move.title == name)
+    params = {player: state.players[player].params for player in move.movers}
+    (value, (metrics, _)), grads = jax.value_and_grad(move.loss, has_aux=True)(
+        params, state, batch(), jax.random.key(key)
+    )
+    return float(value), {k: float(v) for k, v in metrics.items()}, grads
+
+
+def test_blur_is_that_of_scipy():
+    x = np.random.default_rng(0).normal(size=(2, 30, 36, 2))
+    sigma = 30 / 28
+    expected = gaussian_filter(x, (0, sigma, sigma, 0), mode="constant", radius=(0, 3, 3, 0))
+    np.testing.assert_allclose(parts.blurred(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_prior_is_zero_at_mean_zero_and_covariance_one():
+    z = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    assert joint.prior(jnp.asarray(z)) == pytest.approx(0, abs=1e-6)
+    # Mean (2, 0): 4/2. Second axis of variance 9: (9 - 1)²/2.
+    assert joint.prior(jnp.asarray(z * [1, 3] + [2, 0])) == pytest.approx(2 + 32, rel=1e-6)
+
+
+def test_residuals_are_those_of_the_papers(games):
+    x = batch()["image"]
+    for name, method in METHODS.items():
+        networks, _, state = games[name]
+        weights = parts.of(state)
+        found = method.residuals(networks, weights, x)
+        z = networks["enc"].apply(weights["enc"], x)
+        again = np.asarray(networks["gen"].apply(weights["gen"], z), np.float64)
+        np.testing.assert_allclose(found.images, again, atol=1e-6)
+        difference = np.asarray(x, np.float64) - again
+        if name == "ganomaly":
+            second = networks["again"].apply(weights["again"], again.astype(np.float32))
+            expected = {"code": np.abs(np.asarray(z - second, np.float64)).mean(1)}
+        else:
+            inputs = (z,) if name == "bigan" else ()
+            seen = [
+                np.asarray(critic.seen_by_last(networks["disc"], weights["disc"], y, *inputs)[1], np.float64)
+                for y in (x, jnp.asarray(again, jnp.float32))
+            ]
+            feature = (seen[0] - seen[1]).reshape(len(x), -1)
+            if name == "bigan":
+                expected = {"egbad": 0.9 * np.abs(difference).sum((1, 2, 3)) + 0.1 * np.abs(feature).sum(1)}
+            elif name == "fanogan":
+                expected = {"izi_f": (difference**2).mean((1, 2, 3)) + (feature**2).mean(1)}
+            else:
+                back = networks["enc"].apply(weights["enc"], again.astype(np.float32))
+                blurred = gaussian_filter(difference, (0, 0.5, 0.5, 0), mode="constant", radius=(0, 2, 2, 0))
+                expected = {
+                    "image": (blurred**2).mean((1, 2, 3)),
+                    "feature": (feature**2).mean(1),
+                    "cycle": (np.asarray(back - z, np.float64) ** 2).mean(1),
+                    "latent": (np.asarray(z, np.float64) ** 2).mean(1),
+                }
+        assert found.scores.keys() == expected.keys()
+        for residual, values in expected.items():
+            np.testing.assert_allclose(
+                found.scores[residual], values, rtol=2e-3, atol=1e-6, err_msg=f"{name} {residual}"
+            )
+
+
+def test_egbad_and_ganomaly_play_the_games_of_their_papers(games):
+    _, game, state = games["bigan"]
+    value, metrics, grads = loss_of(game, "disc", state)
+    other, _, other_grads = loss_of(game, "gen", state)
+    assert set(grads) == {"disc"} and set(other_grads) == {"gen", "enc"}
+    # Both see the same logits r, f under one key: softplus(-r) + softplus(f), and softplus(r) + softplus(-f), whose
+    # difference is r - f.
+    assert other - value == pytest.approx(metrics["real"] - metrics["fake"], rel=1e-4, abs=1e-5)
+
+    _, game, state = games["ganomaly"]
+    value, terms, grads = loss_of(game, "gen", state)
+    assert value == pytest.approx(terms["adversarial"] + 50 * terms["image"] + terms["code"], rel=1e-6)
+    assert set(grads) == {"enc", "gen", "again"}
+    assert all(
+        np.abs(np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)])).max() > 0 for tree in grads.values()
+    )
+
+
+def test_fanogan_trains_its_encoder_alone(games):
+    _, game, state = games["fanogan"]
+    draws = jax.tree.map(lambda x: x[None], batch())
+    after, _ = jax.jit(game.step)(state, draws)
+    for name in ("gen", "disc"):
+        assert all(
+            (a == b).all()
+            for a, b in zip(
+                jax.tree.leaves((state.players[name].params, state.players[name].variables)),
+                jax.tree.leaves((after.players[name].params, after.players[name].variables)),
+                strict=True,
+            )
+        )
+    moved = [
+        (a != b).any() for a, b in zip(*(jax.tree.leaves(s.players["enc"].params) for s in (state, after)), strict=True)
+    ]
+    assert all(moved)
+
+
+def noisy_game():
+    """One player whose loss draws noise from its key."""
+
+    def loss(params, state, batch, key):
+        noise = jax.random.normal(key, params["one"].shape)
+        return jnp.sum((params["one"] - noise) ** 2), ({"noise": noise.sum()}, {})
+
+    init = lambda key, batch: (jax.random.normal(key, (3,)), {})  # noqa: E731
+    return Game({"one": Player(init, optax.sgd(0.1))}, (Move("one", loss, times=2),))
+
+
+def test_several_plays_are_those_of_one_by_one():
+    one, many = noisy_game(), several(noisy_game(), 3)
+    draws = jax.tree.map(lambda x: jnp.stack([x, x]), batch())
+    state = many.init(jax.random.key(5), batch())
+    after, metrics = jax.jit(many.step)(state, draws)
+    losses = []
+    for i, player in enumerate(each(state.players["one"], 3)):
+        alone = one.init(jax.random.key(0), batch())
+        alone = alone.replace(key=jax.random.fold_in(state.key, i), players={"one": player})
+        done, played = jax.jit(one.step)(alone, draws)
+        np.testing.assert_allclose(after.players["one"].params[i], done.players["one"].params, rtol=1e-6)
+        losses.append(float(played["one/loss"]))
+    assert float(metrics["one/loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert after.step == 1 and after.images == 6 and after.step.shape == ()
+    first = state.players["one"].params
+    assert len({tuple(row) for row in np.asarray(first)}) == 3  # weights of their own
+    assert several(one, 1) is one
+
+
+def test_scores_are_standardised_and_p_values_count(games):
+    networks, _, state = games["joint"]
+    weights = [parts.of(state), jax.tree.map(lambda x: 1.1 * x, parts.of(state))]
+    rng = np.random.default_rng(0)
+    seen, held, new = (rng.integers(0, 256, (n, *SHAPE), dtype=np.uint8) for n in (40, 39, 300))
+    found = detector.Detector.of(joint, networks, weights, seen, held)
+    scores = found.look(new).scores
+    for i, w in enumerate(weights):
+        raw = joint.residuals(networks, w, jnp.asarray(new / 127.5 - 1, jnp.float32)).scores
+        base = joint.residuals(networks, w, jnp.asarray(seen / 127.5 - 1, jnp.float32)).scores
+        logs = {k: np.log(np.asarray(v, np.float64)) for k, v in base.items()}
+        expected = sum((np.log(np.asarray(raw[k], np.float64)) - v.mean()) / v.std() for k, v in logs.items())
+        np.testing.assert_allclose(scores[i], expected, rtol=1e-3, atol=1e-3)
+    kept = np.sort(found.look(held).scores.mean(0))
+    np.testing.assert_allclose(found.calibration.held, kept)
+    assert found.threshold(0.05) == kept[37] and found.threshold(0.5) == kept[19]  # ceil(40 (1 - rate)) = 38th, 20th
+    values = np.array([kept[0] - 1, kept[38], kept[38] + 1])
+    np.testing.assert_allclose(found.p_values(values), [1.0, 2 / 40, 1 / 40])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run on one digit."""
+    run = tmp_path_factory.mktemp("anomaly") / "run"
+    script.main(script.Config(workdir=str(run), normal="0", steps=200, width=8, tensorboard=False))
+    return run
+
+
+def test_digits_and_their_csv(trained, tmp_path, capfd):
+    table, maps = tmp_path / "scores.csv", tmp_path / "maps"
+    arguments = ("--mode=score", f"--workdir={trained}", f"--out={table}", f"--heatmaps={maps}", "--num_heatmaps=3")
+    code, out, err = here(capfd, *arguments, script=script)
+    assert code == 0, err
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 1797 and [row["image"] for row in rows[:2]] == ["0", "1"]
+    score, zero = np.array([float(r["score"]) for r in rows]), np.array([r["label"] == "0" for r in rows])
+    assert np.mean(score[zero][:, None] < score[~zero]) > 0.97  # AUROC, by its definition
+    flagged = np.array([r["anomalous"] == "1" for r in rows])
+    assert flagged[zero].mean() < 0.15 and flagged[~zero].mean() > 0.6
+    assert out.startswith(f"{flagged.sum()} of 1797 images score above")
+    pictures = sorted(p.name for p in maps.iterdir())
+    best = np.argsort(-score, kind="stable")[:3]
+    assert pictures == [f"{i:04d}-{row:06d}.png" for i, row in enumerate(best)] + ["sheet.png"]
+    assert np.asarray(Image.open(maps / pictures[0])).shape[2] == 3
+    before = snapshot(tmp_path)
+    code, _, err = here(capfd, *arguments, script=script)
+    assert code == 2 and "exists" in err and snapshot(tmp_path) == before
+
+
+def test_started_again_it_measures_and_trains_no_more(trained, capfd):
+    before = (trained / "anomaly.json").read_text()
+    arguments = ("--normal=0", "--steps=200", "--width=8", "--notensorboard", f"--workdir={trained}")
+    code, out, _ = here(capfd, *arguments, script=script)
+    assert code == 0 and "already trained" in out and "AUROC" in out
+    assert (trained / "anomaly.json").read_text() == before
+
+
+def test_seeds_at_once_with_a_gan_before(tmp_path, capfd):
+    """f-AnoGAN, two seeds in one program, which are loaded and scored as two."""
+    arguments = ("--method=fanogan", "--normal=1", "--seeds=2", "--gan_steps=3", "--steps=4", "--steps_per_call=2")
+    sizes = ("--width=4", "--latent=4", "--batch_size=8", "--notensorboard", f"--workdir={tmp_path}/run")
+    code, _, err = here(capfd, *arguments, *sizes, script=script)
+    assert code == 0, err
+    found = detector.load(tmp_path / "run")
+    images = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    scores = found.look(images).scores
+    assert scores.shape == (2, 5) and not np.allclose(scores[0], scores[1])
+    kept = [jax.tree.leaves(w["gen"]) for w in found.weights]
+    assert any((a != b).any() for a, b in zip(*kept, strict=True))  # each encoder has the GAN of its own seed
+    gan = detector.checkpoint.read(tmp_path / "run/gan/checkpoints")["players"]["gen"]
+    stacked = jax.tree.leaves(gan["ema"])
+    assert all(
+        (a == s[1]).all() for a, s in zip(jax.tree.leaves(found.weights[1]["gen"]["params"]), stacked, strict=True)
+    )
+
+
+def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", image=image, label=np.zeros(40, np.int64))
+    np.savez(tmp_path / "few.npz", image=image[:5])
+    np.savez(tmp_path / "large.npz", image=np.zeros((40, 9, 9), np.uint8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for i, size in enumerate((8, 9)):
+        Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{i}.png")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps({"config": {"steps": 3}}))
+    fit, score = f"--workdir={tmp_path}/new", "--mode=score"
+    out = f"--out={tmp_path}/s.csv"
+    cases = {
+        (fit, "--normal=ten"): "unknown class --normal 'ten'",
+        (fit, f"--dataset=npz:{tmp_path}/one.npz"): "one class only",
+        (fit, f"--dataset=npz:{tmp_path}/few.npz"): "5 normal images: expected 20 or more",
+        (fit, f"--dataset=npz:{tmp_path}/few.npz", "--normal=3"): "has no classes; expected --normal=",
+        (fit, f"--dataset=folder:{tmp_path}/empty"): "no images in",
+        (fit, f"--dataset=folder:{tmp_path}/mixed"): "--size",
+        (fit, "--method=jont"): "did you mean 'joint'",
+        (fit, "--seeds=0"): "--seeds=0: expected at least 1",
+        (fit, "--out=a.csv"): "is for --mode=score",
+        (f"--workdir={tmp_path}/other",): "holds a run of another config",
+        (score, f"--workdir={tmp_path}/other", out): "is no finished anomaly detector",
+        (score, f"--workdir={tmp_path}/none", out): "is not a run",
+        (score, f"--workdir={trained}"): "--out is empty",
+        (score, f"--workdir={trained}", out, f"--dataset=npz:{tmp_path}/large.npz"): "expected --size=8x8",
+        (score, f"--workdir={trained}", out, "--false_positive_rate=0.001"): "expected 999 or more",
+        (score, f"--workdir={trained}", f"--out={tmp_path}/s.txt"): "expected a file.csv",
+    }
+    before = snapshot(tmp_path)
+    for arguments, expected in cases.items():
+        code, _, err = here(capfd, *arguments, script=script)
+        assert code == 2 and expected in err and err.count("\n") == 1, (arguments, code, err)
+        assert snapshot(tmp_path) == before, arguments
+
+
+def test_a_method_outside_jaxgan_is_not_run(trained, tmp_path):
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    told = json.loads((trained / detector.FILE).read_text()) | {"method": "tests.test_anomaly"}
+    (tmp_path / detector.FILE).write_text(json.dumps(told))
+    with pytest.raises(InputError, match="lies outside"):
+        detector.load(tmp_path)
+    (tmp_path / detector.FILE).write_text("[1, 2")
+    with pytest.raises(InputError, match="cannot read"):
+        detector.load(tmp_path)

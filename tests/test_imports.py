@@ -110,7 +110,7 @@ WALLS = {
     "jaxgan.game": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:], *RUN, *DATA),
     "jaxgan.adversarial": ("jaxgan.models", "jaxgan.metrics", *RUN, *DATA),
     "jaxgan.several": ("jaxgan.models", "jaxgan.metrics", *GAME[1:], *RUN, *DATA),
-    "jaxgan.anomaly": ("jaxgan.loop", "jaxgan.parallel", "jaxgan.report", "jaxgan.hosts"),
+    "jaxgan.anomaly": ("jaxgan.loop", "jaxgan.parallel", "jaxgan.report"),
     "jaxgan.pathlength": ("jaxgan.models", "jaxgan.metrics", *RUN, *DATA),
     "jaxgan.parallel": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME[1:], *DATA),
     "jaxgan.checkpoint": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME, *DATA),

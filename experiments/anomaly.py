@@ -67,8 +67,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     # One digit normal, the other nine anomalous among the 10,000 test images: the protocol of Deep SVDD (ICML 2018).
     "mnist": {"dataset": "mnist", "test_split": "test", "held_out": 10, "steps": 2000, "steps_per_call": 100},
-    # Chest X-rays, healthy ones normal: --dataset=npz:pneumoniamnist.npz of MedMNIST (doi:10.1038/s41597-022-01721-8).
-    "pneumonia": {"normal": "0", "test_split": "test", "steps": 2000, "steps_per_call": 100},
+    # Chest X-rays, healthy ones normal: the file of MedMNIST (doi:10.1038/s41597-022-01721-8).
+    "pneumonia": {
+        "dataset": "npz:pneumoniamnist.npz",
+        "test_split": "test",
+        "normal": "0",
+        "steps": 2000,
+        "steps_per_call": 100,
+    },
 }
 PRESETS["mnist_fanogan"] = PRESETS["mnist"] | {"method": "fanogan", "gan_steps": 2000}
 PRESETS["mnist_bigan"] = PRESETS["mnist"] | {"method": "bigan"}

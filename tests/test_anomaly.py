@@ -1,6 +1,7 @@
 """Anomaly detection in images: residuals and losses by hand, scores, several seeds at once, and the whole script."""
 
 import csv
+import functools
 import json
 
 import jax
@@ -47,9 +48,8 @@ def loss_of(game, name, state, key=3):
     """(value, metrics, gradients) of a move, by its title."""
     move = next(move for move in game.moves if move.title == name)
     params = {player: state.players[player].params for player in move.movers}
-    (value, (metrics, _)), grads = jax.value_and_grad(move.loss, has_aux=True)(
-        params, state, batch(), jax.random.key(key)
-    )
+    gradient = jax.jit(jax.value_and_grad(move.loss, has_aux=True))
+    (value, (metrics, _)), grads = gradient(params, state, batch(), jax.random.key(key))
     return float(value), {k: float(v) for k, v in metrics.items()}, grads
 
 
@@ -68,38 +68,38 @@ def test_prior_is_zero_at_mean_zero_and_covariance_one():
 
 
 def test_residuals_are_those_of_the_papers(games):
+    """The formulas in float64, of what the networks put out."""
     x = batch()["image"]
     for name, method in METHODS.items():
         networks, _, state = games[name]
         weights = parts.of(state)
-        found = method.residuals(networks, weights, x)
-        z = networks["enc"].apply(weights["enc"], x)
-        again = np.asarray(networks["gen"].apply(weights["gen"], z), np.float64)
-        np.testing.assert_allclose(found.images, again, atol=1e-6)
-        difference = np.asarray(x, np.float64) - again
-        if name == "ganomaly":
-            second = networks["again"].apply(weights["again"], again.astype(np.float32))
-            expected = {"code": np.abs(np.asarray(z - second, np.float64)).mean(1)}
-        else:
-            inputs = (z,) if name == "bigan" else ()
-            seen = [
-                np.asarray(critic.seen_by_last(networks["disc"], weights["disc"], y, *inputs)[1], np.float64)
-                for y in (x, jnp.asarray(again, jnp.float32))
-            ]
-            feature = (seen[0] - seen[1]).reshape(len(x), -1)
-            if name == "bigan":
-                expected = {"egbad": 0.9 * np.abs(difference).sum((1, 2, 3)) + 0.1 * np.abs(feature).sum(1)}
-            elif name == "fanogan":
-                expected = {"izi_f": (difference**2).mean((1, 2, 3)) + (feature**2).mean(1)}
-            else:
-                back = networks["enc"].apply(weights["enc"], again.astype(np.float32))
-                blurred = gaussian_filter(difference, (0, 0.5, 0.5, 0), mode="constant", radius=(0, 2, 2, 0))
-                expected = {
-                    "image": (blurred**2).mean((1, 2, 3)),
-                    "feature": (feature**2).mean(1),
-                    "cycle": (np.asarray(back - z, np.float64) ** 2).mean(1),
-                    "latent": (np.asarray(z, np.float64) ** 2).mean(1),
-                }
+
+        @jax.jit
+        def outputs(x, networks=networks, weights=weights, bigan=name == "bigan"):
+            apply = {player: functools.partial(module.apply, weights[player]) for player, module in networks.items()}
+            z = apply["enc"](x)
+            again = apply["gen"](z)
+            inputs = (z,) if bigan else ()
+            seen = [critic.seen_by_last(networks["disc"], weights["disc"], y, *inputs)[1] for y in (x, again)]
+            second = apply.get("again", apply["enc"])(again)
+            return {"z": z, "again": again, "real": seen[0], "fake": seen[1], "second": second}
+
+        found = jax.jit(functools.partial(method.residuals, networks))(weights, x)
+        out = {key: np.asarray(value, np.float64) for key, value in outputs(x).items()}
+        np.testing.assert_allclose(found.images, out["again"], atol=1e-6)
+        difference, feature = np.asarray(x, np.float64) - out["again"], (out["real"] - out["fake"]).reshape(len(x), -1)
+        blurred = gaussian_filter(difference, (0, 0.5, 0.5, 0), mode="constant", radius=(0, 2, 2, 0))
+        expected = {
+            "ganomaly": {"code": np.abs(out["z"] - out["second"]).mean(1)},
+            "bigan": {"egbad": 0.9 * np.abs(difference).sum((1, 2, 3)) + 0.1 * np.abs(feature).sum(1)},
+            "fanogan": {"izi_f": (difference**2).mean((1, 2, 3)) + (feature**2).mean(1)},
+            "joint": {
+                "image": (blurred**2).mean((1, 2, 3)),
+                "feature": (feature**2).mean(1),
+                "cycle": ((out["second"] - out["z"]) ** 2).mean(1),
+                "latent": (out["z"] ** 2).mean(1),
+            },
+        }[name]
         assert found.scores.keys() == expected.keys()
         for residual, values in expected.items():
             np.testing.assert_allclose(
@@ -160,11 +160,11 @@ def test_several_plays_are_those_of_one_by_one():
     draws = jax.tree.map(lambda x: jnp.stack([x, x]), batch())
     state = many.init(jax.random.key(5), batch())
     after, metrics = jax.jit(many.step)(state, draws)
-    losses = []
+    losses, step = [], jax.jit(one.step)
     for i, player in enumerate(each(state.players["one"], 3)):
         alone = one.init(jax.random.key(0), batch())
         alone = alone.replace(key=jax.random.fold_in(state.key, i), players={"one": player})
-        done, played = jax.jit(one.step)(alone, draws)
+        done, played = step(alone, draws)
         np.testing.assert_allclose(after.players["one"].params[i], done.players["one"].params, rtol=1e-6)
         losses.append(float(played["one/loss"]))
     assert float(metrics["one/loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
@@ -181,9 +181,9 @@ def test_scores_are_standardised_and_p_values_count(games):
     seen, held, new = (rng.integers(0, 256, (n, *SHAPE), dtype=np.uint8) for n in (40, 39, 300))
     found = detector.Detector.of(joint, networks, weights, seen, held)
     scores = found.look(new).scores
+    residuals = jax.jit(lambda w, x: joint.residuals(networks, w, x).scores)
     for i, w in enumerate(weights):
-        raw = joint.residuals(networks, w, jnp.asarray(new / 127.5 - 1, jnp.float32)).scores
-        base = joint.residuals(networks, w, jnp.asarray(seen / 127.5 - 1, jnp.float32)).scores
+        raw, base = (residuals(w, jnp.asarray(x / 127.5 - 1, jnp.float32)) for x in (new, seen))
         logs = {k: np.log(np.asarray(v, np.float64)) for k, v in base.items()}
         expected = sum((np.log(np.asarray(raw[k], np.float64)) - v.mean()) / v.std() for k, v in logs.items())
         np.testing.assert_allclose(scores[i], expected, rtol=1e-3, atol=1e-3)
@@ -233,7 +233,7 @@ def test_started_again_it_measures_and_trains_no_more(trained, capfd):
 
 def test_seeds_at_once_with_a_gan_before(tmp_path, capfd):
     """f-AnoGAN, two seeds in one program, which are loaded and scored as two."""
-    arguments = ("--method=fanogan", "--normal=1", "--seeds=2", "--gan_steps=3", "--steps=4", "--steps_per_call=2")
+    arguments = ("--method=fanogan", "--normal=1", "--seeds=2", "--gan_steps=2", "--steps=2", "--steps_per_call=2")
     sizes = ("--width=4", "--latent=4", "--batch_size=8", "--notensorboard", f"--workdir={tmp_path}/run")
     code, _, err = here(capfd, *arguments, *sizes, script=script)
     assert code == 0, err

@@ -62,7 +62,14 @@ def test_every_preset_takes_real_steps(preset, tmp_path, capfd):
     assert state["step"] == 2 and all(np.isfinite(x).all() for name, x in leaves(state) if x.dtype.kind == "f")
 
 
-@pytest.mark.parametrize("preset", sorted(FAMILIES))
+# (Two of the four take as long to compile as a tenth of all tests, and have little that the others lack.)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("biggan_digits", "sngan_mnist")))
+        for name in sorted(FAMILIES)
+    ],
+)
 def test_families_on_one_and_two_devices_resume_and_sample(preset, tmp_path, capfd):
     """Four steps at once, and two and two, on one device: the same bits. Two on two devices. The average's images."""
 

@@ -81,7 +81,7 @@ def folder(
 
     # To ask for the times of remote files, one by one, would take as long as to read them.
     kept = None if files.is_remote(root) else identity
-    return Source(name, len(found), shape, len(classes), read, tuple(classes), kept, skipped)
+    return Source(name, len(found), shape, len(classes), read, tuple(classes), kept, skipped, tuple(found))
 
 
 def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:

@@ -44,6 +44,7 @@ class Source:
     identity: Callable[[], bytes] | None = None
     skipped: tuple[str, ...] = ()  # files that were left out, and why
     dtype: type = np.uint8  # of "image"
+    files: tuple[str, ...] = ()  # that the examples were read from, one each, where there are such
 
     @property
     def nbytes(self) -> int:

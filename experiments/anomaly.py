@@ -1,0 +1,354 @@
+"""Learns what is normal from normal images alone, then scores others: a CSV with a threshold, and heat maps of where.
+
+    python -m experiments.anomaly --workdir=runs/digits_anomaly
+    python -m experiments.anomaly --dataset=folder:normal --normal= --workdir=runs/mine
+    python -m experiments.anomaly --mode=score --workdir=runs/mine --dataset=folder:new --out=scores.csv --heatmaps=maps
+
+Of labelled images one class is normal (`--normal=3`), or each in turn (`--normal=all`), which is how the literature
+measures a method: by the mean area under the ROC curve (AUROC) over the classes. One normal image in ten is held out
+for the threshold. Tables are for experiments/anomaly_table.py.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxgan import data, files, flags, loop, parallel, report
+from jaxgan.anomaly import detector, parts
+from jaxgan.anomaly.detector import Detector
+from jaxgan.config import Common
+from jaxgan.errors import InputError, StorageFault, unknown
+from jaxgan.flags import option
+from jaxgan.game import Game, State
+from jaxgan.metrics import detection
+from jaxgan.several import each, several
+
+HELD = 10  # one normal image in so many is held out of training
+TESTED = 5  # one image in so many is for testing, where a labelled set has no split for it
+SEEN = 1000  # training images that say how large residuals are
+SHOWN = 32  # images in a sheet of heat maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Common):
+    mode: str = option("fit", "fit: train on normal images; score: look at others", ("fit", "score"), resumable=True)
+    method: str = option("joint", "a module of jaxgan/anomaly, or your own: joint, fanogan, bigan, ganomaly, pkg.mine")
+    normal: str = option("all", "the class that is normal, by name or number; all: each in turn; empty: all images are")
+    test_split: str = option("", "split to measure on; empty: every fifth image of a labelled set", resumable=True)
+    steps: int = option(600, "training steps, over which the learning rates fall")
+    gan_steps: int = option(1500, "of the GAN that fanogan trains first")
+    width: int = option(16, "channels of the widest layer of the networks")
+    latent: int = option(16, "dimension of the latent")
+    rate: float = option(1.0, "factor of the method's own learning rates")
+    seeds: int = option(1, "detectors trained at once, whose mean scores; three cost a GPU little more than one")
+    sample_every: int = option(0, "steps between pictures of images and what they are taken for", resumable=True)
+    out: str = option("", "for --mode=score: a file.csv", resumable=True)
+    heatmaps: str = option("", "for --mode=score: a folder for pictures of what is anomalous", resumable=True)
+    num_heatmaps: int = option(100, "at most so many, the highest scores first", resumable=True)
+    false_positive_rate: float = option(0.05, "of normal images, at most so many are flagged", resumable=True)
+    overwrite: bool = option(False, "replace --out and --heatmaps if they exist", resumable=True)
+    allow_code: bool = option(False, "run code from outside jaxgan, if the run names a method there", resumable=True)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The default: 8x8 digits inside the installation, each digit normal in turn.
+    "digits": {},
+    # One digit normal, the other nine anomalous among the 10,000 test images: the protocol of Deep SVDD (ICML 2018).
+    "mnist": {"dataset": "mnist", "test_split": "test", "steps": 2000, "steps_per_call": 100},
+    # Chest X-rays, healthy ones normal: --dataset=npz:pneumoniamnist.npz of MedMNIST (doi:10.1038/s41597-022-01721-8).
+    "pneumonia": {"normal": "0", "test_split": "test", "steps": 2000, "steps_per_call": 100},
+}
+PRESETS["mnist_fanogan"] = PRESETS["mnist"] | {"method": "fanogan", "gan_steps": 2000}
+PRESETS["mnist_bigan"] = PRESETS["mnist"] | {"method": "bigan"}
+PRESETS["mnist_ganomaly"] = PRESETS["mnist"] | {"method": "ganomaly"}
+
+
+def check(config: Config) -> None:
+    """What can be wrong with the flags of this script, in the words of the flags."""
+    for name in ("width", "latent", "seeds", "gan_steps", "num_heatmaps"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    if not config.rate > 0:
+        raise InputError(f"--rate={config.rate}: expected above 0")
+    if not 0 < config.false_positive_rate < 1:
+        raise InputError(f"--false_positive_rate={config.false_positive_rate}: expected above 0 and below 1")
+    if config.mode == "fit":
+        for name in ("out", "heatmaps"):
+            if getattr(config, name):
+                raise InputError(f"--{name}={getattr(config, name)} is for --mode=score")
+        return
+    if not config.out:
+        raise InputError("--out is empty; expected for example --mode=score --out=scores.csv")
+    if not config.out.endswith(".csv"):
+        raise InputError(f"--out={config.out}: expected a file.csv")
+    for name in ("out", "heatmaps"):
+        path = getattr(config, name)
+        if path and files.reach(path).exists() and not config.overwrite:
+            raise InputError(f"--{name}={path} exists; choose another name, or replace it with --overwrite")
+
+
+def main(config: Config) -> None:
+    loop.setup(config)
+    check(config)
+    if config.mode == "score":
+        score(config)
+        return
+    loop.check(config)
+    fit(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is normal, and what to measure on: `anomalous` are bool (n,) labels of `test`, None without labels."""
+
+    name: str
+    train: data.Source
+    held: data.Source
+    test: data.Source | None
+    anomalous: np.ndarray | None
+
+
+def load(config: Config, split: str) -> data.Source:
+    options: tuple[str, ...] = ("data_dir", "manual_dir", "size", "crop", "channels")
+    chosen = {name: getattr(config, name) for name in options}
+    cache = loop.cache_dir() / "decoded"
+    return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **chosen)
+
+
+def tasks(config: Config) -> list[Task]:
+    """One for each class that is to be normal. Raises InputError for classes that are not there, or alone."""
+    source = load(config, config.split)
+    if not config.normal or source.num_classes == 0:
+        if config.normal not in ("", "all"):
+            raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
+        return [_task("", source, np.arange(source.num_examples), None, None)]
+    if source.num_classes < 2:
+        raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")
+    label = labels(source)
+    if config.test_split:
+        test = load(config, config.test_split)
+        if test.shape != source.shape or test.num_classes != source.num_classes:
+            raise InputError(
+                f"test images {test.shape} of {test.num_classes} classes, for {source.shape} of {source.num_classes}"
+            )
+        kept = np.arange(source.num_examples)
+    else:
+        place = np.arange(source.num_examples) % TESTED == 0
+        test, kept = source.subset(np.flatnonzero(place)), np.flatnonzero(~place)
+    tested = labels(test)
+    names = source.class_names or tuple(map(str, range(source.num_classes)))
+    found = []
+    for number in classes(config.normal, names):
+        anomalous = tested != number
+        if anomalous.all() or not anomalous.any():
+            raise InputError(f"all {len(tested):,} test images are {'anomalous' if anomalous.all() else 'normal'}")
+        found.append(_task(names[number], source, kept[label[kept] == number], test, anomalous))
+    return found
+
+
+def classes(normal: str, names: tuple[str, ...]) -> list[int]:
+    if normal == "all":
+        return list(range(len(names)))
+    if normal in names:
+        return [names.index(normal)]
+    if normal.isdecimal() and int(normal) < len(names):
+        return [int(normal)]
+    raise unknown("class --normal", normal, (*names, "all"))
+
+
+def labels(source: data.Source) -> np.ndarray:
+    parts = [np.arange(i, min(i + 4096, source.num_examples)) for i in range(0, source.num_examples, 4096)]
+    return np.concatenate([source.read(rows)["label"] for rows in parts])
+
+
+def _task(name: str, source: data.Source, rows: np.ndarray, test: data.Source | None, anomalous: Any) -> Task:
+    if len(rows) < 2 * HELD:
+        raise InputError(f"{len(rows)} normal images{f' of class {name}' if name else ''}: expected {2 * HELD} or more")
+    rows = np.random.default_rng(0).permutation(rows)  # files may lie in an order that means something
+    held = np.arange(len(rows)) % HELD == 0
+    return Task(name, source.subset(rows[~held]), source.subset(rows[held]), test, anomalous)
+
+
+def fit(config: Config) -> None:
+    method = detector.find(config.method)
+    devices = parallel.devices_for(config.batch_size, config.devices)
+    found = tasks(config)
+    if config.dry_run:
+        for task in found:
+            print(f"would train {config.method} on {task.train.num_examples:,} images of {task.name or 'one class'}")
+        return
+    started, rows = time.monotonic(), []
+    for task in found:
+        inner = f"{config.workdir}/normal-{task.name}" if len(found) > 1 else config.workdir
+        trained = train(dataclasses.replace(config, workdir=inner), method, task, devices)
+        rows.append(measure(task, trained))
+        print(f"{task.name or 'normal'}: {rows[-1]['text']}")
+    if len(rows) > 1:
+        mean = float(np.mean([row["auroc"] for row in rows]))
+        print(f"mean AUROC over {len(rows)} classes {mean:.2%}, in {time.monotonic() - started:.0f} s")
+        table = {row["class"]: {k: v for k, v in row.items() if k not in ("class", "text")} for row in rows}
+        written = {"method": config.method, "mean_auroc": mean, "classes": table}
+        with storing(config):
+            files.write(epath.Path(config.workdir).expanduser() / "report.json", json.dumps(written, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def storing(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
+
+
+def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) -> Detector:
+    """The detector of the run in `config.workdir`, trained as far as it is not."""
+    source = task.train
+    networks = method.networks(source.shape, config.width, config.latent, jnp.dtype(config.dtype))
+    play = functools.partial(run, networks=networks, task=task, devices=devices)
+    before: list[Any] = [{}] * config.seeds
+    if hasattr(method, "first"):
+        plan = parts.Plan(config.gan_steps * config.batch_size, config.rate)
+        gan = dataclasses.replace(config, workdir=f"{config.workdir}/gan", steps=config.gan_steps)
+        before = play(gan, several(method.first(networks, plan), config.seeds))
+    plan = parts.Plan(config.steps * config.batch_size, config.rate)
+    game = several(method.game(networks, plan, before[0]), config.seeds, jax.tree.map(lambda *x: np.stack(x), *before))
+    weights = play(config, game, sample=pairs(method, networks, task, config.seeds))
+    rows = np.arange(min(SEEN, source.num_examples))
+    held = data.read_all(task.held)["image"]
+    trained = Detector.of(method, networks, weights, source.read(rows)["image"], held)
+    with storing(config):
+        trained.save(epath.Path(config.workdir).expanduser())
+    return trained
+
+
+def run(
+    config: Config, game: Game, *, networks: parts.Networks, task: Task, devices: list[jax.Device], sample: Any = None
+) -> list[dict[str, Any]]:
+    """Plays a game -> the weights of its players, of each seed."""
+    names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
+    options = {name: getattr(config, name) for name in names}
+    feed = data.place(task.train, draws=game.draws, devices=devices, **options)
+    shape = task.train.shape
+    example = {"image": np.zeros((1, *shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
+    about = {"networks": detector.named(networks), "normal": task.name}
+    state = loop.run(game, feed, config, example=example, devices=devices, about=about, sample=sample)
+    return each(jax.device_get(parts.of(state)), config.seeds)
+
+
+def pairs(method: Any, networks: parts.Networks, task: Task, seeds: int) -> Callable[[State], np.ndarray]:
+    """Held-out and, if there are any, anomalous images; to the right of each, what it is taken for."""
+
+    @functools.cache
+    def shown() -> np.ndarray:
+        images = task.held.read(np.arange(min(SHOWN // 2, task.held.num_examples)))["image"]
+        if task.test is None or task.anomalous is None:
+            return images
+        return np.concatenate([images, task.test.read(np.flatnonzero(task.anomalous)[: SHOWN // 2])["image"]])
+
+    def sample(state: State) -> np.ndarray:
+        weights = each(parts.of(state), seeds)[0]
+        again = method.residuals(networks, weights, data.to_float(jnp.asarray(shown()))).images
+        both = jnp.stack([data.to_float(jnp.asarray(shown())), again], 1)
+        return report.grid(both.reshape(-1, *both.shape[2:]), columns=8)
+
+    return sample
+
+
+def measure(task: Task, trained: Detector) -> dict[str, Any]:
+    """AUROC and average precision on the test images, where there are labels."""
+    if task.test is None or task.anomalous is None:
+        held = len(trained.calibration.held)
+        return {"text": f"threshold from {held} held-out normal images; --mode=score says what is anomalous"}
+    scores = scores_of(trained, task.test)
+    auroc = detection.auroc(scores.mean(0), task.anomalous)
+    found = {
+        "class": task.name,
+        "auroc": auroc,
+        "auroc_of_seeds": [detection.auroc(one, task.anomalous) for one in scores],
+        "average_precision": detection.average_precision(scores.mean(0), task.anomalous),
+    }
+    text = f"AUROC {auroc:.2%} of {int(task.anomalous.sum()):,} anomalies among {len(task.anomalous):,} test images"
+    return found | {"text": text}
+
+
+def scores_of(trained: Detector, source: data.Source, size: int = 2048) -> np.ndarray:
+    """(seeds, n) of all images, read a part at a time."""
+    rows = range(0, source.num_examples, size)
+    found = [trained.look(source.read(np.arange(i, min(i + size, source.num_examples)))["image"]).scores for i in rows]
+    return np.concatenate(found, 1)
+
+
+def score(config: Config) -> None:
+    """Writes the CSV, and pictures of the highest scores."""
+    trained = detector.load(config.workdir, allow=config.allow_code)
+    limit = trained.threshold(config.false_positive_rate)
+    source = load(config, config.split)
+    if source.shape != tuple(trained.shape):
+        h, w, c = trained.shape
+        raise InputError(
+            f"images {source.shape}, but this detector looks at {h}x{w}x{c}; expected --size={h}x{w} --channels={c}"
+        )
+    scores = scores_of(trained, source).mean(0)
+    order = np.argsort(-scores, kind="stable")
+    try:
+        if config.heatmaps:
+            draw(config, trained, source, order[: config.num_heatmaps], scores)
+        files.write(files.reach(config.out), table(source, scores, limit, trained))
+    except OSError as error:
+        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
+    flagged = int((scores > limit).sum())
+    print(
+        f"{flagged} of {len(scores)} images score above {limit:.3f}, where at most {config.false_positive_rate:.1%} of "
+        f"normal ones do; wrote {config.out}{f' and pictures to {config.heatmaps}' if config.heatmaps else ''}"
+    )
+
+
+def table(source: data.Source, scores: np.ndarray, limit: float, trained: Detector) -> str:
+    """The CSV: a row an image, in the order of the source."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    label = labels(source) if source.num_classes else None
+    writer.writerow(["image", "score", "p_value", "anomalous", *(["label"] if label is not None else [])])
+    for i, (value, p) in enumerate(zip(scores, trained.p_values(scores), strict=True)):
+        name = source.files[i] if source.files else i
+        own = [] if label is None else [source.class_names[label[i]] if source.class_names else label[i]]
+        writer.writerow([name, f"{value:.6g}", f"{p:.4g}", int(value > limit), *own])
+    return buffer.getvalue()
+
+
+def draw(config: Config, trained: Detector, source: data.Source, rows: np.ndarray, scores: np.ndarray) -> None:
+    """One picture an image, in the order of the scores, and all of the first in `sheet.png`."""
+    folder = files.reach(config.heatmaps)
+    images = source.read(rows)["image"]
+    found = trained.look(images)
+    tiles = np.stack([overlaid(*x) for x in zip(images, found.images, found.heat, strict=True)])
+    three, h, w = tiles.shape[1:4]
+    for rank, (row, one) in enumerate(zip(rows, tiles, strict=True)):
+        report.save_png(folder / f"{rank:04d}-{row:06d}.png", report.grid(one, columns=three))
+    report.save_png(folder / "sheet.png", report.grid(tiles[:SHOWN].reshape(-1, h, w, 3), columns=4 * three))
+
+
+def overlaid(image: np.ndarray, again: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 (3, h, w, 3): the image, what it was taken for, and the image in grey with red where it is not normal."""
+    own = np.broadcast_to(image[..., :3] if image.shape[-1] > 2 else image[..., :1], (*image.shape[:2], 3))
+    taken = np.clip((again + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    taken = np.broadcast_to(taken[..., :3] if again.shape[-1] > 2 else taken[..., :1], own.shape)
+    grey = np.repeat(own.mean(-1, keepdims=True), 3, -1)
+    share = np.clip(heat, 0, 1)[..., None]
+    red = (1 - share) * grey + share * np.array([255, 40, 0])
+    return np.stack([own, taken, red.round().astype(np.uint8)])
+
+
+if __name__ == "__main__":
+    flags.main(Config, PRESETS, main)

@@ -43,8 +43,8 @@ class Source:
     class_names: tuple[str, ...] = ()
     identity: Callable[[], bytes] | None = None
     skipped: tuple[str, ...] = ()  # files that were left out, and why
-    dtype: type = np.uint8  # of "image"
     files: tuple[str, ...] = ()  # that the examples were read from, one each, where there are such
+    dtype: type = np.uint8  # of "image"
 
     @property
     def nbytes(self) -> int:

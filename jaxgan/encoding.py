@@ -89,12 +89,19 @@ class Encoding:
         parts = [_encoded(ours, theirs, places) for ours, theirs in zip(self.columns, table.columns, strict=True)]
         return np.concatenate(parts, 1).astype(np.float32), places
 
+    def standard(self, x: np.ndarray) -> np.ndarray:
+        """Encoded rows (m, d) -> standard scores, float64 (m, d); columns of categories as they are."""
+        out = np.array(x, np.float64)
+        numbers = np.repeat([isinstance(c, Numbers) for c in self.columns], [c.width for c in self.columns])
+        out[:, numbers] = np.sinh(out[:, numbers])
+        return out
+
     def decode(self, x: np.ndarray) -> np.ndarray:
         """Encoded rows (m, d) -> float64 (m, d) in the units of the table; columns of categories as they are."""
-        out, at = np.array(x, np.float64), 0
+        out, at = self.standard(x), 0
         for column in self.columns:
             if isinstance(column, Numbers):
-                out[:, at] = np.sinh(out[:, at]) * column.deviation + column.mean
+                out[:, at] = out[:, at] * column.deviation + column.mean
             at += column.width
         return out
 

@@ -4,7 +4,8 @@
     xx    tells (x, x) from (x, G(E(x)))
     zz    tells (z, z) from (z, E(G(z)))
 
-A row is as anomalous as the features of xx, before its logits, differ between (x, x) and (x, G(E(x))) (section 3.4, L1).
+A row is as anomalous as the features of xx, before its logits, differ between (x, x) and (x, G(E(x))): their L1
+distance (section 3.4).
 Discriminators are spectrally normalised, as there. Ours are the widths, the rates, which fall, and no dropout.
 """
 

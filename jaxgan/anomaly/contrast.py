@@ -1,14 +1,14 @@
-"""ALAD's game (see `alad`) with three things added, and scored by three residuals.
+"""ALAD's game (see `alad`) with three things added, and scored by three residuals. All of it is ours.
 
 Rows have to come back: the squared residual of G(E(x)) is a part of the loss. Latents of rows have to lie where latents
-lie, with mean 0 and covariance I (`joint.prior`): what an encoder has not pressed there says nothing by its length. And
-a fourth discriminator learns to tell rows from such rows moved away from where they belong, by noise in all directions
-(off what rows have in common), or along the difference of two other rows (within it, but further out), by lengths from
-a fraction of a deviation to several. That is no game, for nobody answers it; it is noise-contrastive estimation of where
-rows are dense (Gutmann and Hyvärinen 2010), and it finds what the residuals miss: combinations that are unusual although
-the encoder can draw them.
+lie, with mean 0 and covariance I (`joint.prior`), or the length of E(x) would say nothing. Both hold of rows with noise,
+lest a few hundred rows be learnt by heart. And a fourth discriminator learns to tell rows from the same rows moved away
+from where they belong: by noise in all directions, or along the difference of two other rows, which keeps what columns
+have in common, by lengths from a fraction of a deviation to several. That is no game, for nobody answers it, but
+noise-contrastive estimation of where rows are dense (Gutmann and Hyvärinen, AISTATS 2010). It finds what the residual
+misses: combinations that are rare, although the networks can draw them.
 
-The score is the sum of residual, length of E(x) and verdict of the fourth discriminator.
+The score is a sum over the residual of the row, the length of its latent, and the verdict of the fourth discriminator.
 """
 
 import functools
@@ -30,7 +30,7 @@ from jaxgan.models.alad import Critic
 RECONSTRUCTION = 1.0  # weight of the mean squared residual
 NOISE = 0.5  # standard deviation of what is added to the row that the encoder sees
 JITTER = 0.2  # and to the rows of the contrast, so that a few hundred of them are not learnt by heart
-REACH = (0.3, 4.0)  # least and greatest length of a move, per column, in the units of the encoding
+REACH = (0.5, 10.0)  # least and greatest length of a move, per column, in the units of the encoding
 
 
 def networks(shape: Sequence[int], width: int, latent: int, dtype: Any) -> Networks:
@@ -77,7 +77,7 @@ def normal(keys: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def moved(x: jax.Array, keys: jax.Array) -> jax.Array:
-    """Rows (b, d) somewhere else, each by its key (b,): every other one by noise, the rest along differences of rows."""
+    """Rows (b, d) elsewhere, each by its key (b,): every other one by noise, the rest along differences of rows."""
     low, high = map(math.log, REACH)
     sizes, noises = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     length = jnp.exp(jax.vmap(lambda key: jax.random.uniform(key, (1,), minval=low, maxval=high))(sizes))

@@ -232,8 +232,9 @@ def _text(name: str, text: str, header: str) -> Table:
         raise InputError(f"{name} is empty; expected a table")
     heads = lines[:SNIFFED]
     even = {d: {len(row) for row in csv.reader(heads, delimiter=d)} for d in DELIMITERS}
-    # The one that cuts these lines into as many cells each, the most; else commas, and the line that differs is named.
-    delimiter = max(DELIMITERS, key=lambda d: min(even[d]) if len(even[d]) == 1 else 0)
+    # One that cuts these lines into as many cells each; else the most of the first, and the line that differs is named.
+    first = {d: heads[0].count(d) for d in DELIMITERS}
+    delimiter = max(DELIMITERS, key=lambda d: (first[d] > 0 and len(even[d]) == 1, first[d]))
     cells = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     width = len(cells[0])
     for i, row in enumerate(cells):

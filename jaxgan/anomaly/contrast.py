@@ -1,8 +1,8 @@
 """ALAD's game (see `alad`) with three things added, and scored by three residuals. All of it is ours.
 
 Rows have to come back: the squared residual of G(E(x)) is a part of the loss. Latents of rows have to lie where latents
-lie, with mean 0 and covariance I (`joint.prior`), or the length of E(x) would say nothing. Both hold of rows with noise,
-lest a few hundred rows be learnt by heart. And a fourth discriminator learns to tell rows from the same rows moved away
+lie, with mean 0 and covariance I (`joint.prior`), or the length of E(x) would say nothing. Both of rows with noise, lest
+a few hundred of them be learnt by heart. And a fourth discriminator learns to tell rows from the same rows moved away
 from where they belong: by noise in all directions, or along the difference of two other rows, which keeps what columns
 have in common, by lengths from a fraction of a deviation to several. That is no game, for nobody answers it, but
 noise-contrastive estimation of where rows are dense (Gutmann and Hyvärinen, AISTATS 2010). It finds what the residual

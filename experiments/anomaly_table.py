@@ -59,6 +59,7 @@ class Config(Common):
     header: str = option("auto", "whether text begins with names", ("auto", "yes", "no"), resumable=True)
     method: str = option("contrast", "a module of jaxgan/anomaly, or your own: contrast, alad, egbad, pkg.mine")
     steps: int = option(600, "training steps, over which the learning rates fall")
+    steps_per_call: int = option(200, "steps in one compiled call; a row of metrics.jsonl each")
     batch_size: int = option(128, "rows a step, over all devices")
     width: int = option(64, "units of a layer")
     latent: int = option(0, f"dimension of the latent; 0: half as many as columns, at most {LATENT}")

@@ -1,11 +1,12 @@
 """ALAD's game (see `alad`) with three things added, and scored by three residuals. All of it is ours.
 
-Rows have to come back: the squared residual of G(E(x)) is a part of the loss. Latents of rows have to lie where latents
-lie, with mean 0 and covariance I (`joint.prior`), or the length of E(x) would say nothing. Both of rows with noise, lest
+Rows have to come back: the squared residual of G(E(x)) is a part of the loss. Latents of rows have to lie where others
+do, with mean 0 and covariance I (`joint.prior`), or the length of E(x) would say nothing. Both of rows with noise, lest
 a few hundred be learnt by heart. And a fourth discriminator learns to tell rows from the same rows moved by a length
-that it is told: by noise in all directions, or along the difference of two other rows, as columns vary together. That is no game, for nobody answers it, but noise-contrastive estimation of where rows are dense (Gutmann and
-Hyvärinen, AISTATS 2010), at the scale of each length. It finds what the residual misses: combinations that are rare,
-although the networks can draw them.
+that it is told: by noise in all directions, or along the difference of two other rows, as columns go together. That is
+no game, for nobody answers it, but noise-contrastive estimation of where rows are dense (Gutmann and Hyvärinen, AISTATS
+2010), at the scale of each length. It finds what the residual misses: combinations that are rare, although the networks
+can draw them.
 
 The score is a sum over the residual of the row, the length of its latent, and the verdict of the fourth discriminator.
 """

@@ -362,14 +362,18 @@ def describe(table: Table, test: Table | None) -> str:
 
 
 def shown(method: str, cases: Sequence[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over repeats; of scikit-learn's methods by the input that gives the higher AUROC."""
+    """Mean ± standard deviation over repeats; of scikit-learn's methods by the input that gives the higher AUROC.
+
+    `method/row` is a residual of the method alone, one summand of its score.
+    """
     means = {name: np.mean([c[name]["auroc"] for c in cases]) for name in cases[0] if name != "seconds"}
     best: dict[str, str] = {}
     for name in sorted(means, key=lambda name: means[name]):
         best[name.partition("/")[0]] = name
-    best[method] = method
+    best |= {name: name for name in means if name.partition("/")[0] == method}
+    own = [name for name in means if name in best and name != method]
     lines = [f"  {'':22}{'AUROC':>14}{'average prec.':>16}{'F1':>14}"]
-    for name in (method, "IsolationForest", "OneClassSVM", "LocalOutlierFactor"):
+    for name in (method, *own, "IsolationForest", "OneClassSVM", "LocalOutlierFactor"):
         cells = []
         for figure, width in (("auroc", 14), ("average_precision", 16), ("f1", 14)):
             values = [100 * c[best[name]][figure] for c in cases]

@@ -21,6 +21,7 @@ __all__ = ["compile_quickly"]  # a fixture
 
 B, D, Z, WIDTH = 6, 4, 3, 5
 QUICK = ("--steps=4", "--steps_per_call=4", "--width=4", "--batch_size=8", "--seeds=2", "--notensorboard")
+SHORT = ("--steps=100", "--steps_per_call=50", "--width=16", "--batch_size=32", "--seeds=2", "--notensorboard")
 
 
 def run(capfd, *argv):
@@ -181,7 +182,7 @@ def fitted(tmp_path_factory):
     config = anomaly_table.flags.parse(
         anomaly_table.Config,
         anomaly_table.PRESETS,
-        ["--preset=breast_cancer", f"--workdir={home}", *QUICK, "--steps=40"],
+        ["--preset=breast_cancer", f"--workdir={home}", *SHORT],
     )
     anomaly_table.main(config)
     return home
@@ -218,7 +219,7 @@ def test_a_short_run_finds_most(fitted, tmp_path, capfd):
 
 def test_started_again_it_says_the_same(fitted, capfd):
     before = (fitted / tabular.FILE).read_bytes()
-    code, _, err = run(capfd, f"--workdir={fitted}", *QUICK, "--steps=40")
+    code, _, err = run(capfd, f"--workdir={fitted}", *SHORT)
     assert code == 0, err
     assert (fitted / tabular.FILE).read_bytes() == before
 

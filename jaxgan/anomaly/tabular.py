@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from scipy.special import log_ndtr
 
 from jaxgan import anomaly, checkpoint, encoding, files, flags, several, trained
 from jaxgan.anomaly import detector, parts
@@ -57,7 +58,9 @@ class Detector:
     ) -> "Detector":
         """Calibrated by normal rows float32 (n, d) that training has seen, and by others that it has not.
 
-        A score is a sum over residuals r of (log r - mean) / deviation, mean and deviation of those seen.
+        A score is a sum over residuals r of -log P(z > (log r - mean) / deviation), z standard normal, mean and
+        deviation of those seen: Fisher's combination of surprises. One that is small says nothing, rather than that
+        the row is more normal than others, so that what one residual finds the others do not hide.
         """
         logs = {name: np.log(values) for name, values in _look(method, networks, weights, seen).items()}
         mean = {name: x.mean(1).tolist() for name, x in logs.items()}
@@ -73,7 +76,7 @@ class Detector:
             {name: np.asarray(values)[:, None] for name, values in table.items()}
             for table in (self.calibration.mean, self.calibration.deviation)
         )
-        return {name: (np.log(raw[name]) - mean[name]) / deviation[name] for name in raw}
+        return {name: -log_ndtr((mean[name] - np.log(raw[name])) / deviation[name]) for name in raw}
 
     def look(self, x: np.ndarray) -> np.ndarray:
         """(seeds, n) float64 of encoded rows, float32 (n, d)."""

@@ -47,16 +47,15 @@ class Config(Common):
         "fit",
         "fit: train on normal rows; score: look at others; benchmark: measure beside scikit-learn",
         ("fit", "score", "benchmark"),
-        resumable=True,
     )
-    table: tuple[str, ...] = option(("breast_cancer",), "a file; for --mode=benchmark several", resumable=True)
+    table: tuple[str, ...] = option(("breast_cancer",), "a file; for --mode=benchmark several")
     test_table: str = option("", "rows to measure on; empty: those of --table that training does not see")
-    label: str = option("", "column that says what a row is, by name or number; none: no labels", resumable=True)
-    normal: str = option("", "its value for normal rows; empty: 0 of labels 0 and 1", resumable=True)
-    drop: tuple[str, ...] = option((), "columns to leave out, by name or number", resumable=True)
+    label: str = option("", "column that says what a row is, by name or number; none: no labels")
+    normal: str = option("", "its value for normal rows; empty: 0 of labels 0 and 1")
+    drop: tuple[str, ...] = option((), "columns to leave out, by name or number")
     categorical: tuple[str, ...] = option((), "columns of categories, by name or number; auto: those of words")
     missing: str = option("error", "for missing values: drop the row, or take the column's median", encoding.POLICIES)
-    header: str = option("auto", "whether text begins with names", ("auto", "yes", "no"), resumable=True)
+    header: str = option("auto", "whether text begins with names", ("auto", "yes", "no"))
     method: str = option("contrast", "a module of jaxgan/anomaly, or your own: contrast, alad, egbad, pkg.mine")
     steps: int = option(600, "training steps, over which the learning rates fall")
     steps_per_call: int = option(200, "steps in one compiled call; a row of metrics.jsonl each")
@@ -321,6 +320,8 @@ def benchmark(config: Config) -> None:
     if config.dry_run:
         print(f"would measure {config.method} on {', '.join(names.values())}, {config.repeats} times each")
         return
+    if not flags.check_same(config, workdir.of(config)):
+        flags.write(config, workdir.claim(config))
     results: dict[str, Any] = {}
     for path, table in found.items():
         cases = []

@@ -11,13 +11,14 @@ IsolationForest, OneClassSVM and LocalOutlierFactor of scikit-learn, on the same
 test on the other half and all anomalies, or on --test_table; F1 where as many are flagged as are anomalous.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -218,10 +219,8 @@ def fit(config: Config) -> None:
         )
         return
     trained = train(config, task, devices)
-    try:
+    with storing(config):
         trained.save(workdir.of(config))
-    except OSError as error:
-        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
     if task.test is not None and task.anomalous is not None:
         print(figures(trained.look(task.test).mean(0), task.anomalous))
     limit = trained.threshold(config.false_positive_rate)
@@ -229,6 +228,14 @@ def fit(config: Config) -> None:
         f"rows that score above {limit:.3f} are flagged, at most {config.false_positive_rate:.1%} of normal ones, by "
         f"{len(task.held):,} held out; --mode=score --workdir={config.workdir} --table=FILE --out=scores.csv"
     )
+
+
+@contextlib.contextmanager
+def storing(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
 
 
 def figures(scores: np.ndarray, anomalous: np.ndarray) -> str:
@@ -330,12 +337,15 @@ def benchmark(config: Config) -> None:
             if not (home / "figures.json").exists():
                 task = encoded(config, table, test, seed, halves=True)
                 own = dataclasses.replace(config, workdir=str(home), seed=seed)
-                files.write(home / "figures.json", json.dumps(case(own, task, devices), indent=1) + "\n")
+                measures = json.dumps(case(own, task, devices), indent=1) + "\n"
+                with storing(config):
+                    files.write(home / "figures.json", measures)
             cases.append(json.loads((home / "figures.json").read_text()))
         results[names[path]] = cases
         print(f"{names[path]}: {describe(table, test)}\n{shown(config.method, cases)}", flush=True)
     written = {"config": dataclasses.asdict(config), "tables": results}
-    files.write(workdir.of(config) / "benchmark.json", json.dumps(written, indent=1) + "\n")
+    with storing(config):
+        files.write(workdir.of(config) / "benchmark.json", json.dumps(written, indent=1) + "\n")
     print(f"wrote {config.workdir}/benchmark.json")
 
 

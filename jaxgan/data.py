@@ -171,11 +171,13 @@ def flips(seed: int, epoch: Any, position: Any, xp: ModuleType = np) -> Any:
 
 
 def to_float(image: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1], both ends exact.
+    """uint8 -> float32 in [-1, 1], both ends exact; the rows of a table, which are float32, as they are.
 
     Rounded once, and clipped so that no compiler contracts the product with a sum that follows: the bits of an image do
     not depend on the program around it.
     """
+    if image.dtype == jnp.float32:
+        return image
     return jnp.clip((2 * image.astype(jnp.float32) - 255) / 255, -1, 1)
 
 
@@ -197,7 +199,7 @@ def place(
     Each step takes `draws` batches of `batch_size` images, counted over all devices: row r of draw d of step s is
     example p = (s * draws + d) * batch_size + r of the run. `draw` gives {"image": float32 (draws, b, h, w, c) in
     [-1, 1], "label": int32 (draws, b), "row": int32 (draws, b)}, where b = batch_size / devices and `row` counts over
-    all devices.
+    all devices. (The rows of a table: "image" (draws, b, d), as they are.)
 
     `resident`: every image is copied to every device once. `stream`: threads read and copy at most `prefetch` calls
     ahead, on one host and its devices no more than `stream_gb` in all, which bounds the steps of a call to `max_steps`.
@@ -272,12 +274,12 @@ def place(
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {k: (v.shape, v.dtype) for k, v in head(0, steps).items()}
         if streamed:
             lead = (len(local), steps, draws, b)
-            shapes |= {"image": ((*lead, *source.shape), np.uint8), "label": (lead, np.int32)}
+            shapes |= {"image": ((*lead, *source.shape), source.dtype), "label": (lead, np.int32)}
         x = {name: jax.ShapeDtypeStruct(*of, sharding=split) for name, of in shapes.items()}
         if streamed:
             return {}, x
         kept: dict[str, tuple[tuple[int, ...], Any]] = {
-            "image": ((n, *source.shape), np.uint8),
+            "image": ((n, *source.shape), source.dtype),
             "label": ((n,), np.int32),
         }
         return {name: jax.ShapeDtypeStruct(*of, sharding=whole) for name, of in kept.items()}, x
@@ -286,7 +288,7 @@ def place(
     reading: concurrent.futures.Future = concurrent.futures.Future()
     max_steps = sys.maxsize
     if streamed:
-        step_bytes = len(local) * draws * b * math.prod(source.shape)
+        step_bytes = len(local) * draws * b * math.prod(source.shape) * np.dtype(source.dtype).itemsize
         # prefetched calls, the one that the devices work on, and copies on the host of those being read
         max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 1 + READERS) * step_bytes)))
         reading.set_result({})

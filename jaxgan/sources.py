@@ -32,22 +32,24 @@ class Source:
     `read` takes indices (n,) in [0, num_examples) and gives {"image": uint8 (n, h, w, c), "label": int32 (n,)}; the
     labels of an unlabelled source are zeros. Threads may call it at the same time. `identity` digests the files and all
     that is done to them, into 32 bytes that are others when `read` may give others; None where nothing is decoded.
+    The rows of a table are images of shape (d,) and of type float32 (`of_rows`).
     """
 
     name: str
     num_examples: int
-    shape: tuple[int, int, int]  # (h, w, c)
+    shape: Any  # three integers (h, w, c), or one (d,) of a table
     num_classes: int  # 0: unlabelled
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
     class_names: tuple[str, ...] = ()
     identity: Callable[[], bytes] | None = None
     skipped: tuple[str, ...] = ()  # files that were left out, and why
     files: tuple[str, ...] = ()  # that the examples were read from, one each, where there are such
+    dtype: type = np.uint8  # of "image"
 
     @property
     def nbytes(self) -> int:
         """Bytes of all images."""
-        return self.num_examples * math.prod(self.shape)
+        return self.num_examples * math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def subset(self, rows: np.ndarray) -> "Source":
         """The examples at these places, in their order, repetitions included."""
@@ -96,6 +98,17 @@ def from_arrays(
         return {"image": image[indices], "label": label[indices]}
 
     return Source(name, len(image), shape, num_classes, read, class_names)
+
+
+def of_rows(name: str, x: np.ndarray) -> Source:
+    """A source over the rows of a table, float32 (n, d), which reach the network as they are."""
+    if x.dtype != np.float32 or x.ndim != 2 or not x.size or not np.isfinite(x).all():
+        raise InputError(f"{name}: rows are finite float32 (n, d), given {x.dtype} {x.shape}")
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": x[indices], "label": np.zeros(len(indices), np.int32)}
+
+    return Source(name, len(x), x.shape[1:], 0, read, dtype=np.float32)
 
 
 def check_labels(label: np.ndarray, n: int, name: str) -> np.ndarray:
@@ -162,7 +175,7 @@ class Kept:
         self.identity = b""
         self.memory = np.empty(labels + source.nbytes, np.uint8)  # pages are taken as they are filled
         self.label = self.memory[HEADER:labels].view(np.int32)
-        self.image = self.memory[labels:].reshape(n, *source.shape)
+        self.image: np.ndarray = self.memory[labels:].view(source.dtype).reshape(n, *source.shape)
         self.known = np.zeros(n, bool)
         self.lock = threading.Lock()
 

@@ -93,6 +93,8 @@ DATA = (
     "jaxgan.archives",
     "jaxgan.prepared",
     "jaxgan.images",
+    "jaxgan.tables",
+    "jaxgan.encoding",
     "jaxgan.datasets",
 )
 

@@ -1,0 +1,267 @@
+"""Tables of numbers and words, as they lie in files; `encoding` makes numbers of them that a network can see.
+
+    npz, mat    X (n, d) and, if there, y (n,), or one array of any name; MATLAB's up to version 7.2
+    npy         one array
+    csv, tsv, txt, data, each with .gz or without
+                commas, tabs or semicolons; a first row without a number is a header
+
+A name of `BUNDLED` is a table inside the installation.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import math
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from jaxgan import archives, files, memory
+from jaxgan.errors import InputError, printable, unknown
+from jaxgan.sources import first_line
+
+TEXT, ARRAYS = (".csv", ".tsv", ".txt", ".data"), (".npz", ".npy", ".mat")
+BUNDLED = ("breast_cancer",)
+MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
+DELIMITERS = ",\t;"
+SNIFFED = 20  # lines of which each has as many delimiters
+SWOLLEN = 40  # times its length a text takes while it is read: a cell is a Python string
+
+
+class Column(NamedTuple):
+    """`numbers` (n,) float64, NaN where missing; or, where a cell is neither a number nor missing, `words` (n,)."""
+
+    name: str
+    place: int  # its number in the file
+    numbers: np.ndarray | None
+    words: np.ndarray | None = None  # text; "" where missing
+
+    @property
+    def texts(self) -> np.ndarray:
+        """(n,) text, the same of numbers that are: `1`, `1.0` and `1e0`; "" where missing."""
+        if self.words is not None:
+            return self.words
+        assert self.numbers is not None
+        return words(self.numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows in columns, and which of them are anomalous, if that is known."""
+
+    name: str
+    columns: tuple[Column, ...]
+    rows: int
+    width: int  # columns in the file
+    anomalous: np.ndarray | None = None  # bool (rows,)
+    header: bool = False  # the names of the columns are the file's own, not their numbers
+
+    def take(self, which: np.ndarray) -> "Table":
+        """The rows at these places (m,)."""
+        which = np.asarray(which)
+        columns = tuple(
+            Column(name, place, *(None if x is None else x[which] for x in values))
+            for name, place, *values in self.columns
+        )
+        anomalous = None if self.anomalous is None else self.anomalous[which]
+        return dataclasses.replace(self, columns=columns, rows=len(which), anomalous=anomalous)
+
+    def place(self, column: str, flag: str) -> int:
+        """Where among `columns` one is: by its name, or by its number in the file, from 0, or from -1 backwards."""
+        names, n = [c.name for c in self.columns], self.width
+        if column in names:
+            return names.index(column)
+        with contextlib.suppress(ValueError):
+            places = [c.place for c in self.columns]
+            if -n <= (number := int(column)) < n and number % n in places:
+                return places.index(number % n)
+        hint = f"a number from 0 to {n - 1}, or from -1 backwards"
+        if self.header:
+            raise unknown(f"column in {flag}:", column, names, f"or {hint}")
+        raise InputError(f"{flag}={column}: {self.name} has no such column; expected {hint}")
+
+
+def read(path: str, *, label: str = "", normal: str = "", drop: Sequence[str] = (), header: str = "auto") -> Table:
+    """The table of a file, or a bundled one, without the columns `drop`.
+
+    label: the column that says what a row is; y of npz and mat needs no asking for. It is no column of the result.
+    normal: its value for normal rows, every other being an anomaly; if none is given, 0 of labels 0 and 1.
+    header: whether text begins with the names of its columns: auto, yes or no.
+    Columns are given by name or number, in the file as it stands. Raises InputError for whatever is missing, no table,
+    or does not fit.
+    """
+    table, labels = _load(path, header)
+    gone = {table.place(column, "--drop") for column in drop}
+    if label:
+        at = table.place(label, "--label")
+        labels = table.columns[at].texts
+        gone.add(at)
+    if labels is None and normal:
+        raise InputError(f"--normal={normal}, but no labels are known in {path}; --label=COLUMN says where they are")
+    columns = tuple(c for i, c in enumerate(table.columns) if i not in gone)
+    if not columns:
+        raise InputError(f"{path}: no column is left of {len(table.columns)} without {len(gone)}, --drop and --label")
+    anomalous = None if labels is None else anomalies(labels, normal, path)
+    return dataclasses.replace(table, columns=columns, anomalous=anomalous)
+
+
+def words(numbers: np.ndarray) -> np.ndarray:
+    """Numbers (n,) as text, `1` for 1.0 and "" for NaN."""
+    return np.array(["" if math.isnan(x) else repr(x).removesuffix(".0") for x in numbers.tolist()], np.str_)
+
+
+def anomalies(labels: np.ndarray, normal: str, name: str) -> np.ndarray:
+    """Labels (n,) as text -> whether each is another than `normal` (n,); "" stands for 0 where all are 0 or 1."""
+    if (labels == "").any():
+        raise InputError(f"{name}: row {np.argmax(labels == '')} has no label; expected one in each row, or no --label")
+    values, counts = np.unique(labels, return_counts=True)
+    common = [str(value) for value in values[np.argsort(-counts, kind="stable")]]
+    if not normal and not set(common) <= {"0", "1"}:
+        shown = ", ".join(common[:6]) + (" ..." if len(common) > 6 else "")
+        raise InputError(f"{name} has the labels {printable(shown)[:200]}; --normal=VALUE says which one is normal")
+    normal = normal or "0"
+    with contextlib.suppress(ValueError):
+        normal = normal if normal in common else str(words(np.array([float(normal)]))[0])
+    if normal not in common:
+        raise unknown(f"label of {name} in --normal:", normal, common[:20])
+    return labels != normal
+
+
+# --- files
+
+
+def _load(path: str, header: str) -> tuple[Table, np.ndarray | None]:
+    """The table as it stands, and y as text."""
+    if path in BUNDLED:
+        from sklearn.datasets import load_breast_cancer  # takes a second to import
+
+        found = load_breast_cancer()
+        # Its classes are 0 malignant, 1 benign: the healthy are the normal ones here.
+        labels = np.where(found.target == 1, "0", "1")
+        return _table(path, found.data, [str(name) for name in found.feature_names]), labels
+    name = path.lower().removesuffix(".gz")
+    ending = next((end for end in (*TEXT, *ARRAYS) if name.endswith(end)), "")
+    if not ending or (ending in ARRAYS and path.lower().endswith(".gz")):
+        raise InputError(
+            f"--table={path}: expected a file that ends in {', '.join(x[1:] for x in ARRAYS)}, or in "
+            f"{', '.join(x[1:] for x in TEXT)} with .gz or without, or one of: {', '.join(BUNDLED)}"
+        )
+    files.check_remote(path)
+    file = epath.Path(path).expanduser()
+    if not files.is_plain(file):
+        raise InputError(f"no file {path!r} for --table; expected a table, or one of: {', '.join(BUNDLED)}")
+    if not file.stat().length:
+        raise InputError(f"{path} is empty; expected a table")
+    try:
+        if ending in TEXT:
+            return _text(path, _characters(file, path), header), None
+        x, y = _matrices(file, ending, path)
+    except InputError:
+        raise
+    except Exception as error:  # damage shows as any error at all, of each format others
+        raise InputError(f"{path} is no {ending[1:]} table ({first_line(error)[:160]})") from None
+    table = _table(path, x)
+    return table, None if y is None else _labels(y, table)
+
+
+def _table(name: str, x: np.ndarray, names: Sequence[str] = ()) -> Table:
+    if x.ndim != 2 or not x.size or x.dtype.kind not in "fiub":
+        raise InputError(f"{name} holds {x.dtype} {x.shape}; expected numbers (rows, columns), at least one of each")
+    numbers = x.astype(np.float64).T
+    labels = names or [str(i) for i in range(len(numbers))]
+    columns = tuple(Column(label, i, column) for i, (label, column) in enumerate(zip(labels, numbers, strict=True)))
+    return Table(name, columns, len(x), len(columns), header=bool(names))
+
+
+def _labels(y: np.ndarray, table: Table) -> np.ndarray:
+    if y.size != table.rows or y.dtype.kind not in "fiubU":
+        raise InputError(f"{table.name}: y is {y.dtype} {y.shape}; expected a label for each of {table.rows} rows")
+    return y.ravel() if y.dtype.kind == "U" else words(y.ravel().astype(np.float64))
+
+
+def _matrices(file: epath.Path, ending: str, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    with file.open("rb") as opened:
+        if ending == ".npy":
+            memory.check(file.stat().length, path)
+            return np.load(opened, allow_pickle=False), None
+        if ending == ".mat":
+            from scipy import io as scipy_io
+
+            sizes = {name: math.prod(shape) for name, shape, _ in scipy_io.whosmat(opened)}
+            wanted = _chosen(list(sizes), path)
+            memory.check(8 * sum(sizes[name] for name in wanted), f"the arrays of {path}")
+            opened.seek(0)
+            found = scipy_io.loadmat(opened, variable_names=wanted)
+        else:
+            with zipfile.ZipFile(opened) as archive:
+                entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+                wanted = _chosen(list(entries), path)
+                found = {name: archives.array(archive, entries[name], path) for name in wanted}
+    x, *y = (found[name] for name in wanted)
+    return x, y[0] if y else None
+
+
+def _chosen(names: list[str], path: str) -> list[str]:
+    """The names of X and, where there is one, y; or of the one array."""
+    lower = {name.lower(): name for name in names}
+    if "x" in lower:
+        return [lower[name] for name in ("x", "y") if name in lower]
+    if len(names) == 1:
+        return names
+    raise InputError(f"{path} holds {', '.join(names)[:200] or 'nothing'}; expected X and y, or one array")
+
+
+def _characters(file: epath.Path, path: str) -> str:
+    room = memory.free() // SWOLLEN
+    with file.open("rb") as opened, contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(gzip.open(opened)) if path.lower().endswith(".gz") else opened
+        data = stream.read(room + 1)
+    memory.check(SWOLLEN * len(data), f"{path} as text")
+    if b"\0" in data:
+        raise InputError(f"{path} is no text; expected rows of cells, or a name that ends in its own kind")
+    return data.decode("utf-8-sig")
+
+
+def _text(name: str, text: str, header: str) -> Table:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{name} is empty; expected a table")
+    heads = lines[:SNIFFED]
+    even = {d: {len(row) for row in csv.reader(heads, delimiter=d)} for d in DELIMITERS}
+    # One that cuts these lines into as many cells each; else the most of the first, and the line that differs is named.
+    first = {d: heads[0].count(d) for d in DELIMITERS}
+    delimiter = max(DELIMITERS, key=lambda d: (first[d] > 0 and len(even[d]) == 1, first[d]))
+    cells = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    width = len(cells[0])
+    for i, row in enumerate(cells):
+        if len(row) != width:
+            raise InputError(f"{name}: line {i + 1} has {len(row)} cells, the first {width}; expected as many in each")
+    known = [cell for cell in cells[0] if cell.lower() not in MISSING]
+    named = header == "yes" or (header == "auto" and bool(known) and not any(map(_is_number, known)))
+    names = cells.pop(0) if named else [str(i) for i in range(width)]
+    if not cells:
+        raise InputError(f"{name} has a header and no rows; expected some, or --header=no")
+    if len(set(names)) < width:
+        twice = next(x for x in names if names.count(x) > 1)
+        raise InputError(f"{name} has two columns {twice!r}; expected names of their own, or --header=no")
+    columns = tuple(_column(names[i], i, column) for i, column in enumerate(zip(*cells, strict=True)))
+    return Table(name, columns, len(cells), width, header=named)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+def _column(name: str, place: int, cells: Sequence[str]) -> Column:
+    known = ["" if cell.lower() in MISSING else cell for cell in cells]
+    if all(_is_number(cell) for cell in known if cell):
+        return Column(name, place, np.array([float(cell) if cell else math.nan for cell in known]))
+    return Column(name, place, None, np.array(known, np.str_))

@@ -1,0 +1,353 @@
+"""Anomalies in tables: the games against NumPy, and the script from a table to a CSV."""
+
+import csv
+import functools
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import anomaly_table
+from jaxgan import adversarial, tables
+from jaxgan.anomaly import alad, contrast, egbad, parts, tabular
+from jaxgan.metrics import detection
+from tests import runs
+from tests.runs import compile_quickly
+
+__all__ = ["compile_quickly"]  # a fixture
+
+B, D, Z, WIDTH = 6, 4, 3, 5
+QUICK = (
+    "--steps=4",
+    "--steps_per_call=4",
+    "--width=4",
+    "--batch_size=8",
+    "--seeds=1",
+    "--devices=1",
+    "--notensorboard",
+)
+SHORT = (
+    "--steps=100",
+    "--steps_per_call=50",
+    "--width=16",
+    "--batch_size=32",
+    "--seeds=2",
+    "--devices=1",
+    "--notensorboard",
+)
+
+
+def run(capfd, *argv):
+    return runs.here(capfd, *argv, script=anomaly_table)
+
+
+# --- games, in float64
+
+
+def double(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(tree))
+
+
+def dense(params, variables, x, train):
+    """A layer, and the singular vector that a training pass leaves."""
+    w = params["kernel"]
+    if not variables:
+        return x @ w + params["bias"]
+    u = variables["SpectralNorm_0"]["u"]
+    v = w @ u / np.linalg.norm(w @ u)
+    now = v @ w / np.linalg.norm(v @ w) if train else u
+    return x @ w / (v @ w @ now) + params["bias"]
+
+
+def network(weights, x, train=False):
+    """Logits or outputs, and what the last layer sees."""
+    params, spectral = weights["params"], weights.get("spectral", {})
+    for i in range(3):
+        if i:
+            x = np.where(x > 0, x, 0.1 * x)
+        seen, x = x, dense(params[f"Dense_{i}"], spectral.get(f"Dense_{i}", {}), x, train)
+    return x, seen
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def setting(method):
+    networks = method.networks((D,), WIDTH, Z, jnp.float32)
+    game = method.game(networks, parts.Plan(1000.0), {})
+    x = jax.random.normal(jax.random.key(1), (B, D))
+    batch = {"image": x, "label": jnp.zeros(B, jnp.int32), "row": jnp.arange(B)}
+    state = jax.jit(game.init)(jax.random.key(2), batch)
+    # Biases start at 0, and a sign of one would not show.
+    players = {
+        name: p.replace(params=jax.tree.map(lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), p.params))
+        for name, p in state.players.items()
+    }
+    state = state.replace(players=players)
+    return networks, game, state, batch
+
+
+def losses(method, key):
+    """Of both moves: (total, variables) each, the NumPy weights, rows and the batch."""
+    networks, game, state, batch = setting(method)
+    found = {}
+    for move in game.moves:
+        params = {name: state.players[name].params for name in move.movers}
+        total, (metrics, variables) = jax.jit(move.loss)(params, state, batch, key)
+        found[move.title] = float(total), metrics, variables
+    return found, networks, state, double(parts.of(state)), np.asarray(batch["image"], np.float64), batch
+
+
+def sides(weights, x, z):
+    fake, found = network(weights["gen"], z)[0], network(weights["enc"], x)[0]
+    again, back = network(weights["gen"], found)[0], network(weights["enc"], fake)[0]
+    shown = {"xz": ((x, found), (fake, z)), "xx": ((x, x), (x, again)), "zz": ((z, z), (z, back))}
+    return {name: [np.concatenate(side, 1) for side in both] for name, both in shown.items()}
+
+
+@pytest.mark.parametrize("method", [alad, egbad])
+def test_losses_are_those_of_the_papers(method):
+    """arXiv:1812.02288, equations 3 to 5, and arXiv:1802.06222, equation 1; G and E play for the other side's loss."""
+    key = jax.random.key(3)
+    found, networks, state, weights, x, batch = losses(method, key)
+    z = np.asarray(adversarial.latents(key, batch["row"], Z), np.float64)
+    shown = sides(weights, x, z)
+    names = ("xz", "xx", "zz") if method is alad else ("xz",)
+    assert set(networks) == {"gen", "enc", *names}
+    disc = gen = 0.0
+    for name in names:
+        real, fake = (network(weights[name], side, train=True)[0] for side in shown[name])
+        disc += -np.log(1 / (1 + np.exp(-real))).mean() - np.log(1 - 1 / (1 + np.exp(-fake))).mean()
+        real, fake = (network(weights[name], side)[0] for side in shown[name])
+        gen += softplus(real).mean() + softplus(-fake).mean()
+        # The move commits the vector of its one power iteration.
+        new = found["disc"][2][name]["spectral"]["Dense_0"]["SpectralNorm_0"]["u"]
+        w, u = weights[name]["params"]["Dense_0"]["kernel"], weights[name]["spectral"]["Dense_0"]["SpectralNorm_0"]["u"]
+        v = w @ u / np.linalg.norm(w @ u)
+        np.testing.assert_allclose(new, v @ w / np.linalg.norm(v @ w), rtol=1e-4, atol=1e-5)
+    assert found["disc"][0] == pytest.approx(disc, rel=1e-4)
+    assert found["gen"][0] == pytest.approx(gen, rel=1e-4)
+    scores = method.residuals(networks, parts.of(state), batch["image"])
+    enc = network(weights["enc"], x)[0]
+    again = network(weights["gen"], enc)[0]
+    np.testing.assert_allclose(scores.images, again, rtol=1e-3, atol=1e-4)
+    if method is alad:
+        features = [network(weights["xx"], np.concatenate([x, y], 1))[1] for y in (x, again)]
+        np.testing.assert_allclose(scores.scores["feature"], np.abs(features[0] - features[1]).mean(1), rtol=1e-3)
+    else:
+        features = [network(weights["xz"], np.concatenate([y, enc], 1))[1] for y in (x, again)]
+        expected = 0.9 * np.abs(x - again).sum(1) + 0.1 * np.abs(features[0] - features[1]).sum(1)
+        np.testing.assert_allclose(scores.scores["egbad"], expected, rtol=1e-3)
+
+
+def test_contrast_adds_what_it_says():
+    key = jax.random.key(4)
+    found, networks, state, weights, x, batch = losses(contrast, key)
+    rows = batch["row"]
+    z_key, noise_key, length_key, move_key = jax.random.split(key, 4)
+    plain = {name: network for name, network in networks.items() if name != "near"}
+    z = adversarial.latents(z_key, rows, Z)
+    params = {n: state.players[n].params for n in alad.PAIRS}
+    base, _ = jax.jit(functools.partial(alad.judged, plain))(params, state, batch["image"], z)
+    seen = x + 0.2 * np.asarray(contrast.normal(noise_key, rows, (D,)), np.float64)
+    length = np.asarray(contrast.lengths(length_key, rows), np.float64)
+    noise = np.asarray(contrast.normal(move_key, rows, (D,)), np.float64)
+    far = seen.copy()
+    for i in range(B):  # row i moves along the two before it, or by noise
+        far[i] += length[i] * (noise[i] if i % 2 == 0 else (seen[i - 1] - seen[i - 2]) / np.sqrt(2))
+    real, fake = (network(weights["near"], np.concatenate([y, np.log(length)], 1))[0] for y in (seen, far))
+    expected = float(base) + softplus(-real).mean() + softplus(fake).mean()
+    assert found["disc"][0] == pytest.approx(expected, rel=1e-4)
+    z_key, noise_key = jax.random.split(key)
+    noisy = x + 0.5 * np.asarray(contrast.normal(noise_key, rows, (D,)), np.float64)
+    latent = network(weights["enc"], noisy)[0]
+    row = np.square(x - network(weights["gen"], latent)[0]).mean()
+    params = {n: state.players[n].params for n in ("gen", "enc")}
+    z = adversarial.latents(z_key, rows, Z)
+    base, _ = jax.jit(functools.partial(alad.confused, plain))(params, state, batch["image"], z)
+    prior = np.square(latent.mean(0)).mean() + np.square(np.cov(latent.T, bias=True) - np.eye(Z)).sum() / Z
+    assert found["gen"][0] == pytest.approx(float(base) + row + prior, rel=1e-4)
+    scores = contrast.residuals(networks, parts.of(state), batch["image"]).scores
+    told = [network(weights["near"], np.concatenate([x, np.full((B, 1), np.log(s))], 1))[0] for s in (1, 2, 4)]
+    np.testing.assert_allclose(scores["contrast"], np.mean([softplus(-t[:, 0]) for t in told], 0), rtol=1e-3)
+    np.testing.assert_allclose(scores["latent"], np.square(network(weights["enc"], x)[0]).mean(1), rtol=1e-3)
+
+
+def test_lengths_and_moves():
+    rows = jnp.arange(4000)
+    length = np.log(np.asarray(contrast.lengths(jax.random.key(0), rows)))[:, 0]
+    assert np.log(0.1) <= length.min() < np.log(0.11) and np.log(4.9) < length.max() <= np.log(5)
+    assert length.mean() == pytest.approx(np.log(0.5) / 2, abs=0.05)
+    # Those along differences have the covariance of the rows.
+    x = np.random.default_rng(0).normal(size=(4000, 2)) @ np.array([[1.0, 0.9], [0.0, 0.2]])
+    x = x.astype(np.float32)
+    moves = np.asarray(contrast.moved(jnp.asarray(x), jnp.ones((4000, 1)), jnp.zeros((4000, 2)))) - x
+    np.testing.assert_allclose(np.cov(moves[1::2].T), np.cov(x.T), atol=0.05)
+    assert not moves[::2].any()
+
+
+# --- the script
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A short run of the preset, and what it said."""
+    home = tmp_path_factory.mktemp("tables") / "run"
+    config = anomaly_table.flags.parse(
+        anomaly_table.Config,
+        anomaly_table.PRESETS,
+        ["--preset=breast_cancer", f"--workdir={home}", *SHORT],
+    )
+    anomaly_table.main(config)
+    return home
+
+
+def test_a_short_run_finds_most(fitted, tmp_path, capfd):
+    """Of scikit-learn's tumours, by 285 benign ones; then the CSV of all, by the threshold of those held out."""
+    out = tmp_path / "scores.csv"
+    code, said, err = run(capfd, "--mode=score", f"--workdir={fitted}", f"--out={out}")
+    assert code == 0, err
+    table = tables.read("breast_cancer")
+    with out.open() as file:
+        written = list(csv.DictReader(file))
+    assert [int(row["row"]) for row in written] == list(range(569))
+    assert [row["label"] == "1" for row in written] == table.anomalous.tolist()
+    trained = tabular.load(fitted)
+    x, _ = trained.encoding.encode(table)
+    scores = trained.look(x)
+    assert scores.shape == (2, 569)
+    np.testing.assert_allclose([float(row["score"]) for row in written], scores.mean(0), rtol=1e-4, atol=1e-4)
+    limit = trained.threshold(0.05)
+    held = np.array(trained.calibration.held)
+    assert len(held) == 72 and (held > limit).mean() <= 0.05
+    flagged = scores.mean(0) > limit
+    assert [row["anomalous"] == "1" for row in written] == flagged.tolist()
+    assert f"{flagged.sum()} of 569 rows" in said and "AUROC" in said
+    assert detection.auroc(scores.mean(0), table.anomalous) > 0.8
+    # Each seed is a network of its own.
+    assert np.abs(scores[0] - scores[1]).max() > 0.1
+    before = out.read_bytes()
+    code, _, err = run(capfd, "--mode=score", f"--workdir={fitted}", f"--out={out}")
+    assert code == 2 and "exists" in err and out.read_bytes() == before
+
+
+def test_started_again_it_says_the_same(fitted, capfd):
+    before = (fitted / tabular.FILE).read_bytes()
+    code, _, err = run(capfd, f"--workdir={fitted}", *SHORT)
+    assert code == 0, err
+    assert (fitted / tabular.FILE).read_bytes() == before
+
+
+def test_another_method_and_words(tmp_path, capfd):
+    """A table of one's own without labels; rows with other categories and holes are scored all the same."""
+    rng = np.random.default_rng(0)
+    lines = ["id,size,kind"] + [f"{i},{x:.3f},{'ab'[i % 2]}" for i, x in enumerate(rng.normal(size=200))]
+    (tmp_path / "normal.csv").write_text("\n".join(lines))
+    (tmp_path / "new.csv").write_text("id,size,kind\n1,0.1,a\n2,?,b\n3,50,zzz\n")
+    argv = (f"--workdir={tmp_path}/run", "--drop=id", "--missing=median")
+    code, out, err = run(capfd, *argv, f"--table={tmp_path}/normal.csv", "--categorical=auto", "--method=egbad", *QUICK)
+    assert code == 0, err
+    assert "no labels that are known of: all 200 rows are taken to be normal" in out
+    argv = ("--mode=score", f"--workdir={tmp_path}/run", f"--table={tmp_path}/new.csv", f"--out={tmp_path}/s.csv")
+    code, _, err = run(capfd, *argv)
+    assert code == 0, err
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["0", "1", "2"] and "label" not in rows[0]
+    assert float(rows[2]["score"]) > float(rows[0]["score"])
+
+
+def test_a_benchmark(tmp_path, capfd):
+    """The figures of the table are those of scikit-learn on the same halves; the second time nothing is done again."""
+    from sklearn.ensemble import IsolationForest
+
+    argv = ("--mode=benchmark", f"--workdir={tmp_path}/bench", "--repeats=2", *QUICK)
+    code, out, err = run(capfd, *argv)
+    assert code == 0, err
+    assert "179 normal rows to train on, 178 normal and 212 anomalous to test on" in out
+    found = json.loads((tmp_path / "bench" / "benchmark.json").read_text())["tables"]["breast_cancer"]
+    table = tables.read("breast_cancer")
+    rows = np.random.default_rng(1).permutation(np.flatnonzero(~table.anomalous))
+    x = np.stack([c.numbers for c in table.columns], 1)
+    z = (x - x[rows[::2]].mean(0)) / x[rows[::2]].std(0)
+    test = np.concatenate([rows[1::2], np.flatnonzero(table.anomalous)])
+    scores = -IsolationForest(random_state=1).fit(z[rows[::2]]).score_samples(z[test])
+    known = found[1]["IsolationForest/standard"]
+    # Trees split between neighbours, which float32 moves a little.
+    assert known["auroc"] == pytest.approx(detection.auroc(scores, table.anomalous[test]), abs=0.01)
+    assert set(found[0]) >= {"contrast", "contrast/row", "contrast/latent", "OneClassSVM/encoded", "seconds"}
+    code, again, err = run(capfd, *argv)
+    assert (code, again) == (0, out), err
+
+
+def table_of(tmp_path, lines, name="t.csv"):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    return f"--table={tmp_path / name}"
+
+
+NUMBERS = [f"{i},{i % 7},{i % 10 == 0:d}" for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "argv", "message"),
+    [
+        (["1,2,0", "3,?,1", *NUMBERS], (), "row 1, column '1' is missing"),
+        (["1,two,0", *NUMBERS], (), "column '1' holds 'two', no number; expected --categorical=auto"),
+        (NUMBERS, ("--label=-1", "--normal=5"), "unknown label of"),
+        ([f"{i},0" for i in range(300)], ("--label=-1",), "all 300 rows of"),
+        ([f"{i},1" for i in range(300)], ("--label=-1", "--normal=1"), "all 300 rows of"),
+        ([""], (), "is empty"),
+        (NUMBERS[:30], ("--label=2",), "has 27 normal rows"),
+        (NUMBERS[:70], (), "14 normal scores .* expected 19 or more"),
+        (NUMBERS, ("--label=3",), "no such column; expected a number from 0 to 2"),
+        (NUMBERS, ("--method=joints",), "did you mean 'joint'"),
+        (NUMBERS, ("--mode=benchmark",), "no labels to measure by"),
+        (NUMBERS, ("--dataset=mnist",), "--dataset=mnist is for images"),
+        (NUMBERS, ("--latent=-1",), "--latent=-1"),
+        (NUMBERS, ("--false_positive_rate=1",), "--false_positive_rate=1"),
+    ],
+)
+def test_wrong_tables_and_flags(lines, argv, message, tmp_path, capfd):
+    table = table_of(tmp_path, lines)
+    before = runs.snapshot(tmp_path)
+    code, _, err = run(capfd, f"--workdir={tmp_path}/run", table, *argv, *QUICK)
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+
+    assert re.search(message, err), err
+    assert runs.snapshot(tmp_path) == before
+
+
+def test_wrong_scoring(fitted, tmp_path, capfd):
+    own = tmp_path / "run"
+    shutil.copytree(fitted, own)
+    narrow = table_of(tmp_path, NUMBERS)
+    image = tmp_path / "image"
+    image.mkdir()
+    (image / "config.json").write_text(json.dumps({"config": {}, "networks": {}}))
+    (own / tabular.FILE).write_text("{}")
+    before = runs.snapshot(tmp_path)
+    out = f"--out={tmp_path}/s.csv"
+    for argv, message in (
+        ((f"--workdir={fitted}", narrow, out), "has 3 columns to be seen; expected 30"),
+        ((f"--workdir={fitted}", narrow), "--out=: expected a name that ends in .csv"),
+        ((f"--workdir={image}", narrow, out), "no finished anomaly detector for tables"),
+        ((f"--workdir={own}", narrow, out), "cannot read"),
+        ((f"--workdir={tmp_path}/none", narrow, out), "is not a run"),
+        ((f"--workdir={fitted}", out, "--false_positive_rate=0.001"), "72 normal scores"),
+    ):
+        code, _, err = run(capfd, "--mode=score", *argv)
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    assert runs.snapshot(tmp_path) == before
+
+
+def test_another_kind_of_run(tmp_path, capfd):
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "config.json").write_text(json.dumps({"config": {"heatmaps": "x"}}))
+    before = runs.snapshot(tmp_path)
+    code, _, err = run(capfd, f"--workdir={tmp_path}/image", *QUICK)
+    assert code == 2 and "holds a run of another config" in err and runs.snapshot(tmp_path) == before

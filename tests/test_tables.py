@@ -1,0 +1,222 @@
+"""Tables of every kind of file, what is wrong with some, and their encoding."""
+
+import csv
+import gzip
+import json
+
+import jax
+import numpy as np
+import pytest
+from scipy import io
+
+from jaxgan import data, encoding, sources, tables
+from jaxgan.errors import InputError
+
+X = np.array([[1.5, 0, 3], [2.5, 0, 1e6], [-1, 0, 2], [0.25, 0, 7]])
+Y = np.array([0, 1, 0, 0])
+
+
+def numbers(table):
+    return np.stack([column.numbers for column in table.columns], 1)
+
+
+def text(path, lines, opened=open):
+    with opened(path, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    return str(path)
+
+
+def rows(delimiter=",", header=()):
+    return [delimiter.join(header)] * bool(header) + [
+        delimiter.join(map(str, (*x, y))) for x, y in zip(X.tolist(), Y.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["npz", "NPZ", "npy", "mat", "csv", "tsv", "txt.gz", "data"])
+def test_every_kind_of_file_holds_the_same_table(kind, tmp_path):
+    path = tmp_path / f"table.{kind}"
+    if kind in ("npz", "NPZ"):
+        with path.open("wb") as file:
+            np.savez(file, X=X, y=Y)
+    elif kind == "npy":
+        np.save(path, X)
+    elif kind == "mat":
+        io.savemat(path, {"X": X, "y": Y[:, None]})
+    else:
+        delimiter = {"csv": ",", "tsv": "\t", "txt.gz": ";", "data": ","}[kind]
+        text(path, rows(delimiter), gzip.open if kind.endswith("gz") else open)
+    labelled = kind in ("npz", "NPZ", "mat", "npy")
+    table = tables.read(str(path), label="" if labelled else "-1")
+    np.testing.assert_array_equal(numbers(table), X)
+    assert not table.header and [c.name for c in table.columns] == ["0", "1", "2"]
+    if kind != "npy":
+        np.testing.assert_array_equal(table.anomalous, Y == 1)
+
+
+def test_columns_by_name_and_number(tmp_path):
+    path = text(tmp_path / "t.csv", rows(header=("a", "b", "c", "what")))
+    table = tables.read(path, label="what", drop=["b", "0"])
+    assert [c.name for c in table.columns] == ["c"] and table.header
+    np.testing.assert_array_equal(table.anomalous, Y == 1)
+    # A number is that of the file, whatever is dropped.
+    assert [c.name for c in tables.read(path, drop=["1", "-1"]).columns] == ["a", "c"]
+    assert tables.read(path, drop=["1"]).place("2", "--x") == 1
+    with pytest.raises(InputError, match=r"did you mean 'what'\?"):
+        tables.read(path, label="whta")
+    with pytest.raises(InputError, match="a number from 0 to 3"):
+        tables.read(text(tmp_path / "u.csv", rows()), label="4")
+
+
+def test_labels_of_any_kind(tmp_path):
+    lines = ["1,normal", "2,attack", "3,normal", "4,other"]
+    path = text(tmp_path / "t.csv", lines)
+    np.testing.assert_array_equal(tables.read(path, label="1", normal="normal").anomalous, [0, 1, 0, 1])
+    with pytest.raises(InputError, match="labels normal, attack, other; --normal=VALUE"):
+        tables.read(path, label="1")
+    with pytest.raises(InputError, match="did you mean 'normal'"):
+        tables.read(path, label="1", normal="norml")
+    # Numbers are themselves, however they are written.
+    np.testing.assert_array_equal(tables.anomalies(tables.words(np.array([1.0, 2.0, 1.0])), "1.0", "t"), [0, 1, 0])
+    with pytest.raises(InputError, match="no labels are known"):
+        tables.read(path, normal="1")
+    with pytest.raises(InputError, match="row 1 has no label"):
+        tables.read(text(tmp_path / "u.csv", ["1,0", "2,?"]), label="1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "is empty"),
+        ("t.csv", b"\n\n", "is empty"),
+        ("t.csv", b"a,b\n", "a header and no rows"),
+        ("t.csv", b"1,2\n3\n", "line 2 has 1 cells, the first 2"),
+        ("t.csv", b"a,a\n1,2\n", "two columns 'a'"),
+        ("t.csv", b"\x89PNG\0\0", "is no text"),
+        ("t.csv", b"\xff\xfe1", "no csv table"),
+        ("t.txt.gz", b"1,2\n", "no txt table"),
+        ("t.npz", b"1,2\n", "no npz table"),
+        ("t.mat", b"1,2\n", "no mat table"),
+        ("t.npy", b"1,2\n", "no npy table"),
+        ("t.png", b"1,2\n", "a file that ends in npz"),
+        ("t.npz.gz", b"1,2\n", "a file that ends in npz"),
+        ("none.csv", None, "no file"),
+    ],
+)
+def test_what_is_no_table(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        tables.read(str(tmp_path / name))
+
+
+def test_arrays_that_are_no_table(tmp_path):
+    for arrays, message in (
+        ({"X": np.zeros((2, 2, 2))}, "expected numbers"),
+        ({"X": np.array([["a"]])}, "expected numbers"),
+        ({"X": X, "y": Y[:2]}, "a label for each of 4 rows"),
+        ({"one": X, "two": X}, "expected X and y, or one array"),
+        ({"X": np.array([[None]], object)}, "no npz table"),
+    ):
+        np.savez(tmp_path / "t.npz", **arrays)
+        with pytest.raises(InputError, match=message):
+            tables.read(str(tmp_path / "t.npz"))
+
+
+def table(tmp_path, lines, **options):
+    return tables.read(text(tmp_path / "t.csv", lines), **options)
+
+
+def test_encoding_by_hand(tmp_path):
+    found = table(tmp_path, ["size,kind,code,flat", "1,b,1,5", "3,a,2.0,5", "8,b,2,5"])
+    known = encoding.fit(found, ["auto", "code"])
+    assert known.names == ("size", "kind=a", "kind=b", "code=1", "code=2", "flat")
+    x, places = known.encode(found)
+    z = (np.array([1, 3, 8]) - 4) / np.sqrt(26 / 3)
+    expected = np.stack([np.arcsinh(z), [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]], 1)
+    np.testing.assert_allclose(x, expected, rtol=1e-6)
+    assert x.dtype == np.float32 and places.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(known.decode(x)[:, [0, 5]], [[1, 5], [3, 5], [8, 5]], rtol=1e-5)
+    np.testing.assert_allclose(known.standard(x)[:, 0], z, rtol=1e-6)
+    # As the run keeps it; a category that was not there is none, another value of a constant column is far out.
+    again = encoding.from_json(json.loads(json.dumps(known.to_json())))
+    assert again == known
+    new, _ = again.encode(table(tmp_path, ["size,kind,code,flat", "4,c,1,9"]))
+    np.testing.assert_allclose(new, [[0, 0, 0, 1, 0, np.arcsinh(4)]], atol=1e-7)
+
+
+def test_tails_keep_their_order():
+    """Where a clipped score would make one of all."""
+    rng = np.random.default_rng(0)
+    column = rng.standard_t(2, 1000)
+    found = tables.Table("t", (tables.Column("0", 0, column),), 1000, 1)
+    known = encoding.fit(found)
+    x, _ = known.encode(found)
+    np.testing.assert_array_equal(np.argsort(x[:, 0]), np.argsort(column))
+    np.testing.assert_allclose(known.decode(x)[:, 0], column, rtol=1e-4, atol=1e-5)
+
+
+def test_missing_values(tmp_path):
+    lines = ["a,b", "1,x", "?,y", "9,", "inf,x", "2,y"]
+    found = table(tmp_path, lines)
+    with pytest.raises(InputError, match="row 1, column 'a' is missing, the first of 2 there"):
+        encoding.fit(found, ["b"])
+    known = encoding.fit(found, ["b"], "drop")
+    x, places = known.encode(found)
+    assert places.tolist() == [0, 4]
+    np.testing.assert_allclose(x, np.stack([np.arcsinh([-1, 1]), [1, 0], [0, 1]], 1), rtol=1e-6)
+    known = encoding.fit(found, ["b"], "median")
+    x, places = known.encode(found)
+    assert places.tolist() == [0, 1, 2, 3, 4] and known.columns[0].median == 2
+    np.testing.assert_allclose(x[1, 0], x[4, 0])
+    np.testing.assert_allclose(x[2], [np.arcsinh((9 - 4) / known.columns[0].deviation), 0, 0], rtol=1e-6)
+    with pytest.raises(InputError, match="each of 2 rows lacks a value"):
+        encoding.fit(table(tmp_path, ["1,", ",2"]), (), "drop")
+    with pytest.raises(InputError, match="column '1' has no value"):
+        encoding.fit(table(tmp_path, ["1,", "2,"]), (), "median")
+
+
+def test_columns_that_do_not_fit(tmp_path):
+    known = encoding.fit(table(tmp_path, ["a,b", "1,2", "3,4"]))
+    for lines, message in (
+        (["a", "1"], "has 1 columns to be seen; expected 2"),
+        (["b,a", "1,2"], "a column 'b' where 'a' was"),
+        (["a,b", "1,two"], "column 'b' holds 'two', no number; expected --categorical=auto"),
+    ):
+        with pytest.raises(InputError, match=message):
+            known.encode(table(tmp_path, lines))
+    with pytest.raises(InputError, match=r"column 'a' holds 'x', no number"):
+        encoding.fit(table(tmp_path, ["a,b", "x,2"]), ["b"])
+    good = known.to_json()
+    for bad in (None, {}, good | {"missing": "no"}, good | {"columns": [{"name": "a", "mean": 0, "deviation": 0}]}):
+        with pytest.raises(InputError, match="keeps no encoding of a table"):
+            encoding.from_json(bad)
+
+
+@pytest.mark.parametrize("placement", ["resident", "stream"])
+def test_rows_reach_the_device_as_they_are(placement):
+    x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32) * 1e3
+    feed = data.place(sources.of_rows("t", x), batch_size=4, devices=jax.devices()[:1], placement=placement)
+    (call,) = feed.calls(0, 5, 5)
+    batch = jax.vmap(feed.draw, (None, 0))(feed.resident, jax.tree.map(lambda a: a[0], call))
+    assert batch["image"].shape == (5, 1, 4, 3) and batch["image"].dtype == np.float32
+    seen = np.asarray(batch["image"]).reshape(2, 10, 3)  # two epochs, each a permutation
+    for epoch in seen:
+        np.testing.assert_array_equal(epoch[np.argsort(epoch[:, 0])], x[np.argsort(x[:, 0])])
+    with pytest.raises(InputError, match="finite float32"):
+        sources.of_rows("t", np.full((1, 1), np.nan, np.float32))
+
+
+def test_the_literature_s_tables(test_data):
+    home = test_data / "anomaly"
+    for name, shape, anomalous in (("arrhythmia.mat", (452, 274), 66), ("adbench/38_thyroid.npz", (3772, 6), 93)):
+        found = tables.read(str(home / name))
+        assert numbers(found).shape == shape and found.anomalous.sum() == anomalous
+    path = home / "nsl_kdd" / "KDDTest+.txt.gz"
+    found = tables.read(str(path), label="-2", normal="normal", drop=["-1"])
+    assert found.rows == 22544 and len(found.columns) == 41 and found.anomalous.sum() == 12833
+    known = encoding.fit(found, ["1", "2", "3"])
+    x, _ = known.encode(found)
+    with gzip.open(path, "rt") as file:
+        words = [row[1] for row in csv.reader(file)]
+    tcp = known.names.index("1=tcp")
+    np.testing.assert_array_equal(x[:, tcp], [word == "tcp" for word in words])

@@ -12,7 +12,7 @@ chart.png, the best over steps in report.json and on the terminal, images in sam
 """
 
 import dataclasses
-import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ import numpy as np
 
 from experiments import image, transfer_methods, transfer_report
 from experiments.transfer_methods import METHODS, Method, Origin, Target
-from jaxgan import data, flags, loop, parallel, report, workdir
+from experiments.transfer_methods import Config as Run
+from jaxgan import data, flags, loop, parallel, report
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -30,11 +31,17 @@ from jaxgan.metrics import classify, frechet, judge
 from jaxgan.trained import network
 
 
+def like(name: str) -> Any:
+    """The flag of this name that each run has of its own."""
+    (field,) = (field for field in dataclasses.fields(transfer_methods.Config) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     workdir: str = option("", "directory of the runs and their report; started again, the same command goes on")
-    source_run: str = option("", "directory of the run to start from; empty: one is trained first, WORKDIR/source")
-    source_step: int | None = option(None, "its checkpoint; none: the newest")
+    source_run: str = like("source_run")
+    source_step: int | None = like("source_step")
     source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
     source_classes: tuple[int, ...] = option(tuple(range(9)), "classes that it is trained on; empty: all")
     source_steps: int = option(0, "its steps; 0: those of the preset")
@@ -50,7 +57,7 @@ class Config:
     channels: int = option(0, "of the target's images, 1: grey, 3: colour; 0: as the source's")
     skip_bad_images: bool = option(False, "leave out files of folder:DIR that cannot be read")
     num_images: tuple[int, ...] = option((20,), "how many of the target's images to train on; 0: all")
-    method: tuple[str, ...] = option(METHODS, "what to compare", METHODS)
+    method: tuple[str, ...] = option(tuple(METHODS), "what to compare", tuple(METHODS))
     seed: int = option(0, "the first of --seeds: of the choice of images, of weights and of latents")
     seeds: int = option(1, "how often each is repeated")
     steps: int = option(1000, "training steps from scratch")
@@ -61,12 +68,12 @@ class Config:
     learning_rate: tuple[float, ...] = option((), "of both players: one value, or start,end; empty: as the source")
     augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
     ema: tuple[float, ...] = option((2000.0,), "half-life of the generator's average, in images; empty: none")
-    frozen_layers: int = option(1, "freezed: layers of the discriminator that stand still, from the image on")
-    mining_steps: int = option(50, "minegan: steps in which the generator stands still behind its miner")
-    miner_width: int = option(128, "minegan: hidden units of the miner")
-    cdc_weight: float = option(100.0, "cdc: weight of the consistency of distances, a mean over layers")
-    cdc_batch: int = option(16, "cdc: latents among which distances are taken")
-    anchors: int = option(10, "cdc: places of the latent space whose images are judged whole, at most one a real image")
+    frozen_layers: int = like("frozen_layers")
+    mining_steps: int = like("mining_steps")
+    miner_width: int = like("miner_width")
+    cdc_weight: float = like("cdc_weight")
+    cdc_batch: int = like("cdc_batch")
+    anchors: int = like("anchors")
     devices: int = option(0, "devices to use; 0: all")
     tensorboard: bool = option(False, "write TensorBoard events")
     allow_code: bool = option(False, "run code from outside jaxgan, if the source run names a network or a loss there")
@@ -84,8 +91,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_split": "test",
         "classes": (9,),
         "num_images": (10, 100, 1000),
+        "batch_size": 64,
         "steps": 2000,
-        "tuned_steps": 400,
+        "tuned_steps": 200,
+        "evaluations": 25,
     },
     # USPS is not in TFDS; the README says how to make the file.
     "mnist_usps": {
@@ -95,8 +104,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_split": "test",
         "classes": (),
         "num_images": (10, 100, 1000),
+        "batch_size": 64,
         "steps": 2000,
-        "tuned_steps": 400,
+        "tuned_steps": 200,
+        "evaluations": 25,
     },
 }
 
@@ -196,82 +207,66 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
 # --- runs
 
 
-class Run(NamedTuple):
-    """One method on so many images with one seed."""
-
-    method: str
-    images: int
-    seed: int
-    config: image.Config
-
-    @property
-    def directory(self) -> Any:
-        return workdir.of(self.config)
-
-
 def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     """All that are asked for: the source's flags, with those of this script over them."""
-    base, (h, w, c) = origin.config, target.shape
+    (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
     conditional = origin.generator.num_classes > 0 and target.classes > 1
-    changed: dict[str, Any] = {"learning_rate": config.learning_rate, "gen_learning_rate": ()}
-    changed = changed if config.learning_rate else {}
-    changed |= {"augment": config.augment} if config.augment else {}
-    changed |= {"batch_size": config.batch_size} if config.batch_size else {}
-    options: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
-    changed |= {name: getattr(config, name) for name in (*options, "eval_samples", "devices", "tensorboard", "ema")}
-    for n in config.num_images:
-        for seed in range(config.seed, config.seed + config.seeds):
-            for method in config.method:
-                steps = config.steps if method == "scratch" else config.tuned_steps
-                every = max(steps // config.evaluations, 1)
-                own = dataclasses.replace(
-                    base,
-                    **changed,
-                    size=f"{h}x{w}",
-                    channels=c,
-                    conditional=conditional,
-                    auxiliary=base.auxiliary if conditional else 0.0,
-                    workdir=f"{config.workdir}/{method}-{n or 'all'}-{seed}",
-                    seed=seed,
-                    steps=steps,
-                    eval_every=every,
-                    steps_per_call=every,
-                    checkpoint_every=every,
-                    sample_every=steps,
-                    keep=1,
-                    metrics=("distance",),
-                    ema_ramp=0.0,
-                    # Both would look into networks that some methods wrap.
-                    unroll=0,
-                    path_length=0.0,
-                    diagnose=False,
-                    dry_run=False,
-                )
-                yield Run(method, n, seed, own)
+    given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
+    given += ("eval_samples", "devices", "tensorboard", "ema", "source_run", "source_step")
+    given += tuple(name for name in ("learning_rate", "augment", "batch_size") if getattr(config, name))
+    changed = {
+        "size": f"{h}x{w}",
+        "channels": c,
+        "conditional": conditional,
+        "auxiliary": origin.config.auxiliary if conditional else 0.0,
+        "gen_learning_rate": () if config.learning_rate else origin.config.gen_learning_rate,
+        "metrics": ("distance",),
+        "ema_ramp": 0.0,
+        "keep": 1,
+        # Of one length, so that some of their programs are the same.
+        "steps_per_call": max(min(config.steps, config.tuned_steps) // config.evaluations, 1),
+        # They would look into networks that some methods wrap, or are for another evaluation.
+        "unroll": 0,
+        "path_length": 0.0,
+        "diagnose": False,
+        "dry_run": False,
+    }
+    for n, seed, method in itertools.product(
+        config.num_images, range(config.seed, config.seed + config.seeds), config.method
+    ):
+        steps = config.steps if method == "scratch" else config.tuned_steps
+        every = max(steps // config.evaluations, 1)
+        yield Run(
+            **flags_there
+            | {name: getattr(config, name) for name in (*given, *METHODS[method])}
+            | changed
+            | {"method": method, "num_images": n, "seed": seed, "steps": steps, "sample_every": steps}
+            | {"eval_every": every, "checkpoint_every": every}
+            | {"workdir": f"{config.workdir}/{method}-{n or 'all'}-{seed}"},
+        )
 
 
-def play(run: Run, method: Method, source: data.Source, distance: Callable, config: Config, devices: list) -> None:
+def play(run: Run, method: Method, source: data.Source, distance: Callable, devices: list) -> None:
     """Trains, or goes on, or finds it done."""
 
     def sampled(state: State, key: int, n: int) -> np.ndarray:
         return image.trained(method.pair, state).sample(jax.random.key(key), n)
 
-    own, pair = run.config, method.pair
+    pair = method.pair
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
-    feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(own, name) for name in names})
+    feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(run, name) for name in names})
     loop.run(
         method.game,
         feed,
-        own,
+        run,
         example=image.example_of(source),
         devices=devices,
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
-            "transfer": {"method": run.method, "images": source.num_examples, "source": config.source_run},
         },
-        sample=lambda state: report.grid(sampled(state, own.seed, 64)),
-        evaluate=lambda state: {"distance": distance(sampled(state, own.seed + 1, own.eval_samples))},
+        sample=lambda state: report.grid(sampled(state, run.seed, 64)),
+        evaluate=lambda state: {"distance": distance(sampled(state, run.seed + 1, run.eval_samples))},
         best="eval/distance",
         begin_from=method.begin_from,
     )
@@ -309,28 +304,26 @@ def main(config: Config) -> None:
                 f"--num_images={n}: {config.dataset} has {images.train.num_examples:,} to train on; 0: all"
             )
     for run in planned:
-        loop.check(run.config)
-        devices = parallel.devices_for(run.config.batch_size, run.config.devices)
-        image.check(run.config, len(devices))
-    prepare = functools.partial(transfer_methods.method, options=config, target=target)
-    for run in planned:
-        made = prepare(run.method, origin, run.config, images=run.images or images.train.num_examples)
+        loop.check(run)
+        devices = parallel.devices_for(run.batch_size, run.devices)
+        image.check(run, len(devices))
+        transfer_methods.method(origin, run, target)
     if config.dry_run:
         transfer_report.describe(config, planned, images, training)
         return
     if training is not None:
         image.train(training, known, parallel.devices_for(training.batch_size, training.devices))
         origin = transfer_methods.origin(training.workdir, None, config.allow_code)
-    tuned = prepare("finetune", origin, planned[0].config, images=images.train.num_examples)
+    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target)
     transfer_report.tell_weights(tuned.told, config.source_run or f"{config.workdir}/source")
     distance, about = measurer(config, images)
     state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
     about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
     for run in planned:
-        made = prepare(run.method, origin, run.config, images=run.images or images.train.num_examples)
-        devices = parallel.devices_for(run.config.batch_size, run.config.devices)
-        play(run, made, chosen(images.train, run.images, run.seed), distance, config, devices)
+        made = transfer_methods.method(origin, run, target)
+        devices = parallel.devices_for(run.batch_size, run.devices)
+        play(run, made, chosen(images.train, run.num_images, run.seed), distance, devices)
     transfer_report.write(config, planned, start, images, chosen, about)
 
 

@@ -18,13 +18,37 @@ from etils import epath
 from experiments import image
 from jaxgan import adversarial, checkpoint, correspondence, critic, files, flags, layerwise, lookup, models, schedule
 from jaxgan.errors import InputError
+from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, Player, State
 from jaxgan.graft import Change, graft
 from jaxgan.models.mined import Generator as Mined
 from jaxgan.trained import Trained, network
 from jaxgan.trained import load as load_generator
 
-METHODS = ("scratch", "finetune", "freezed", "minegan", "cdc")
+# The methods, and the flags that only they know.
+METHODS: dict[str, tuple[str, ...]] = {
+    "scratch": (),
+    "finetune": (),
+    "freezed": ("frozen_layers",),
+    "minegan": ("mining_steps", "miner_width"),
+    "cdc": ("cdc_weight", "cdc_batch", "anchors"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(image.Config):
+    """The flags of one run: the source's game on the target's images, and how it differs."""
+
+    method: str = option("scratch", "how it starts and who moves", tuple(METHODS))
+    source_run: str = option("", "directory of the run to start from; empty: one is trained first, WORKDIR/source")
+    source_step: int | None = option(None, "its checkpoint; none: the newest")
+    num_images: int = option(0, "of the target's, to train on; 0: all")
+    frozen_layers: int = option(1, "freezed: layers of the discriminator that stand still, from the image on")
+    mining_steps: int = option(50, "minegan: steps in which the generator stands still behind its miner")
+    miner_width: int = option(128, "minegan: hidden units of the miner")
+    cdc_weight: float = option(100.0, "cdc: weight of the consistency of distances, a mean over layers")
+    cdc_batch: int = option(16, "cdc: latents among which distances are taken")
+    anchors: int = option(10, "cdc: places of the latent space whose images are judged whole, at most one a real image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +67,12 @@ def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
     directory = files.reach(run)
     gan = load_generator(directory, step=step, allow=allow)
     judge = critic.load(directory, step=step, allow=allow)
+    known = {field.name for field in dataclasses.fields(image.Config)}
     try:
         lines = (directory / "flags.txt").read_text().splitlines()
-        config = flags.parse(image.Config, {}, [line for line in lines if not line.startswith("--flagfile")])
+        names = [line.removeprefix("--").partition("=")[0] for line in lines]
+        own = [x for x, name in zip(lines, names, strict=True) if {name, name.removeprefix("no")} & known]
+        config = flags.parse(image.Config, {}, own)
     except (OSError, InputError) as error:
         raise InputError(f"the flags.txt of {str(run)!r} is not that of a run of experiments.image: {error}") from None
     if ":" in config.loss and not allow:
@@ -76,7 +103,7 @@ class Method:
     told: dict[str, str]  # what became of those leaves of the source that are no copies
 
 
-def pair_of(origin: Origin, config: image.Config, target: Target) -> adversarial.Pair:
+def pair_of(origin: Origin, config: Config, target: Target) -> adversarial.Pair:
     """The source's networks, for the target's classes and channels."""
     conditional, number = config.conditional, target.classes if config.conditional else 0
     h, w, c = target.shape
@@ -93,22 +120,20 @@ def pair_of(origin: Origin, config: image.Config, target: Target) -> adversarial
     )
 
 
-def method(name: str, origin: Origin, config: image.Config, options: Any, target: Target, images: int) -> Method:
-    """The method called `name`.
-
-    options: the flags of `experiments.transfer`. images: how many of the target's there are to train on.
-    """
+def method(origin: Origin, config: Config, target: Target) -> Method:
+    """What --method names. Raises InputError where these networks cannot do it."""
+    name = config.method
     pair = pair_of(origin, config, target)
     discriminator = pair.discriminator
     if name == "minegan":
-        pair = dataclasses.replace(pair, generator=mined(pair.generator, options.miner_width))
+        pair = dataclasses.replace(pair, generator=mined(pair.generator, config.miner_width))
     game = image.make_game(config, pair)
     if name == "freezed":
-        game = with_optimizer(game, "disc", freezing(game, pair, options.frozen_layers, target))
+        game = with_optimizer(game, "disc", freezing(game, pair, config.frozen_layers, target))
     elif name == "minegan":
-        game = with_optimizer(game, "gen", mining(game, options.mining_steps * config.batch_size))
+        game = with_optimizer(game, "gen", mining(game, config.mining_steps * config.batch_size))
     elif name == "cdc":
-        game = corresponding(config, pair, options, target, images)
+        game = corresponding(config, pair, target)
     if name == "scratch":
         return Method(pair, game, discriminator, lambda state: state, {})
     began = functools.partial(transplanted, origin, (pair.generator.shape[2], pair.generator.num_classes))
@@ -224,7 +249,7 @@ def waiting(inner: optax.GradientTransformation, moves: jax.Array | bool) -> opt
 # --- CDC
 
 
-def corresponding(config: image.Config, pair: adversarial.Pair, options: Any, target: Target, images: int) -> Game:
+def corresponding(config: Config, pair: adversarial.Pair, target: Target) -> Game:
     """CDC: whole images are judged about the anchors, patches elsewhere, and distances are those of a player "source",
     who stands still (arXiv:2104.06820, eq. 4 to 6)."""
     batch = example_of(target, pair.pack)
@@ -236,7 +261,9 @@ def corresponding(config: image.Config, pair: adversarial.Pair, options: Any, ta
         kind = type(pair.discriminator).__name__
         raise InputError(f"--method=cdc judges patches, of which this {kind} knows none; leave it out")
     patched = correspondence.Patched(pair.discriminator, layer)
-    anchored = correspondence.Anchored(pair.generator, min(images, options.anchors), seed=config.seed)
+    anchored = correspondence.Anchored(
+        pair.generator, min(config.num_images or config.anchors, config.anchors), seed=config.seed
+    )
     bare = dataclasses.replace(config, auxiliary=0.0, lecam=0.0, consistency=(), orthogonal=0.0)
     whole = image.make_game(config, dataclasses.replace(pair, generator=anchored, discriminator=patched))
     parts = image.make_game(bare, dataclasses.replace(pair, discriminator=patched.clone(patches=True)))
@@ -250,13 +277,13 @@ def corresponding(config: image.Config, pair: adversarial.Pair, options: Any, ta
         return dataclasses.replace(first, loss=loss)
 
     moves = [both(*pair) for pair in zip(whole.moves, parts.moves, strict=True)]
-    moves[-1] = dataclasses.replace(moves[-1], loss=consistent(moves[-1].loss, pair, options))
+    moves[-1] = dataclasses.replace(moves[-1], loss=consistent(moves[-1].loss, pair, config))
     still = Player(pair.init_generator, optax.set_to_zero())
     players = {"disc": whole.players["disc"], "gen": parts.players["gen"], "source": still}
     return Game(players, tuple(moves))
 
 
-def consistent(loss: Callable, pair: adversarial.Pair, options: Any) -> Callable:
+def consistent(loss: Callable, pair: adversarial.Pair, config: Config) -> Callable:
     """`loss` of the generator, plus --cdc_weight times its divergence from the player "source"."""
 
     def made(params: Any, variables: Any, z: jax.Array, label: jax.Array | None, key: jax.Array) -> dict:
@@ -270,12 +297,12 @@ def consistent(loss: Callable, pair: adversarial.Pair, options: Any) -> Callable
     def with_distances(params, state, batch, key):
         total, (metrics, variables) = loss(params, state, batch, key)
         z_key, noise_key = jax.random.split(jax.random.fold_in(key, 2))
-        some = {name: x[: options.cdc_batch] for name, x in batch.items()}
+        some = {name: x[: config.cdc_batch] for name, x in batch.items()}
         z, label = adversarial.latents(z_key, some["row"], pair.generator.latent), pair.label(some)
         source = state.players["source"]
         ours = made(params["gen"], state.players["gen"].variables, z, label, noise_key)
         theirs = made(source.params, source.variables, z, label, noise_key)
         distance = correspondence.mean_consistency(ours, theirs)
-        return total + options.cdc_weight * distance, (metrics | {"distances": distance}, variables)
+        return total + config.cdc_weight * distance, (metrics | {"distances": distance}, variables)
 
     return with_distances

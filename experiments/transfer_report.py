@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import chart, files, report, trained
+from jaxgan.metrics import classify
 from jaxgan.report import METRICS
 
 SHOWN = 10  # images of a row of samples.png
@@ -33,23 +34,27 @@ class Curve(NamedTuple):
         return next((step for step, d in zip(self.steps, self.distances, strict=True) if d <= distance), None)
 
 
+def directory(run: Any) -> epath.Path:
+    return epath.Path(run.workdir).expanduser()
+
+
 def curve(run: Any, start: float | None) -> Curve:
     """From the rows of a run. start: the distance before its first step, where that is known."""
-    with (run.directory / METRICS).open() as file:
+    with (directory(run) / METRICS).open() as file:
         rows = [row for row in map(json.loads, file) if row.get("eval/distance") is not None]
-    rows = [row for row in rows if row["step"] <= run.config.steps]
+    rows = [row for row in rows if row["step"] <= run.steps]
     steps, distances = [row["step"] for row in rows], [row["eval/distance"] for row in rows]
     return Curve(run, [0, *steps], [start, *distances]) if start is not None else Curve(run, steps, distances)
 
 
 def compared(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """A row for each run: its best, and when it reached the best of training from scratch on the same images."""
-    scratch = {(c.run.images, c.run.seed): c.best for c in curves if c.run.method == "scratch"}
+    scratch = {(c.run.num_images, c.run.seed): c.best for c in curves if c.run.method == "scratch"}
     rows = []
     for c in curves:
         best, step = c.best
-        row = {"method": c.run.method, "images": c.run.images, "seed": c.run.seed, "best": best, "best_step": step}
-        if (found := scratch.get((c.run.images, c.run.seed))) is not None:
+        row = {"method": c.run.method, "images": c.run.num_images, "seed": c.run.seed, "best": best, "best_step": step}
+        if (found := scratch.get((c.run.num_images, c.run.seed))) is not None:
             reached = c.reaches(found[0])
             row |= {"scratch_best": found[0], "scratch_step": found[1], "reached_step": reached}
             row |= {"ratio": None if reached is None else reached / found[1]}
@@ -104,42 +109,41 @@ def write(config: Any, planned: Sequence[Any], source: Any, images: Any, chosen:
 def draw(curves: Sequence[Curve], levels: dict[str, Any]) -> np.ndarray:
     """A panel for each number of images, a curve for each seed."""
     panels = []
-    for n in dict.fromkeys(c.run.images for c in curves):
+    for n in dict.fromkeys(c.run.num_images for c in curves):
         lines: dict[str, list] = collections.defaultdict(list)
         for c in curves:
-            points = [(s * c.run.config.batch_size, d) for s, d in zip(c.steps, c.distances, strict=True) if s]
-            if c.run.images == n and points:
+            points = [(s * c.run.batch_size, d) for s, d in zip(c.steps, c.distances, strict=True) if s]
+            if c.run.num_images == n and points:
                 lines[c.run.method].append(points)
         level = {"source, as it is": levels["source"], "real images": max(levels["real"], 1e-3)}
         panels.append(chart.Panel(f"{n or 'all'} images", lines, level))
-    return chart.draw(panels, "images seen in training", "Fréchet distance, held out")
+    return chart.draw(panels, "images seen in training", "distance from held-out images")
 
 
 def pictures(planned: Sequence[Any], source: Any, images: Any, chosen: Callable) -> np.ndarray:
-    """Rows for each number of images, with the first seed: some of them, then samples of each method's best step from
-    the same latents; at the top, those of the source."""
-    rows = [source.sample(jax.random.key(0), SHOWN)]
+    """Rows of images: samples of the source; for each number of images, with the first seed, some of them, and samples
+    of each method at its best step. All samples are of the same latents."""
+    names, rows = ["source"], [source.sample(jax.random.key(0), SHOWN)]
     first = min(run.seed for run in planned)
-    for n in dict.fromkeys(run.images for run in planned):
+    for n in dict.fromkeys(run.num_images for run in planned):
         real = chosen(images.train, n, first)
-        rows.append(np.resize(real.read(np.arange(min(SHOWN, real.num_examples)))["image"], (SHOWN, *real.shape)))
+        some = real.read(np.arange(min(SHOWN, real.num_examples)))["image"]
+        names.append(f"{n or 'all'} images")
+        rows.append(np.resize(classify.scaled(some), (SHOWN, *real.shape)))
         for run in planned:
-            if (run.images, run.seed) == (n, first):
-                step = best_step(run)
-                rows.append(trained.load(run.directory, step=step, allow=True).sample(jax.random.key(0), SHOWN))
-    return report.grid(np.concatenate([as_floats(row) for row in rows]), columns=SHOWN)
+            if (run.num_images, run.seed) == (n, first):
+                gan = trained.load(directory(run), step=best_step(run), allow=True)
+                names.append(run.method)
+                rows.append(gan.sample(jax.random.key(0), SHOWN))
+    return chart.beside(report.grid(np.concatenate(rows), columns=SHOWN), names)
 
 
 def best_step(run: Any) -> int | None:
     """The best of the checkpoints that are kept; None: the newest."""
-    with (run.directory / METRICS).open() as file:
+    with (directory(run) / METRICS).open() as file:
         found = {row["step"]: row["eval/distance"] for row in map(json.loads, file) if row.get("eval/distance")}
-    kept = [int(path.name) for path in (run.directory / "checkpoints").iterdir() if path.name.isdecimal()]
+    kept = [int(path.name) for path in (directory(run) / "checkpoints").iterdir() if path.name.isdecimal()]
     return min((step for step in kept if step in found), key=lambda step: found[step], default=None)
-
-
-def as_floats(images: np.ndarray) -> np.ndarray:
-    return images if images.dtype != np.uint8 else images.astype(np.float32) / 127.5 - 1
 
 
 def tell_weights(told: dict[str, str], source: str) -> None:
@@ -159,6 +163,4 @@ def describe(config: Any, planned: Sequence[Any], images: Any, training: Any) ->
     print(f"target   {images.train.name}: {images.train.num_examples:,} images of {h}x{w}x{c} to choose from")
     print(f"held out {images.test.num_examples:,} images")
     for run in planned:
-        print(
-            f"run      {run.method}, {run.images or 'all'} images, {run.config.steps:,} steps, to {run.config.workdir}"
-        )
+        print(f"run      {run.method}, {run.num_images or 'all'} images, {run.steps:,} steps, to {run.workdir}")

@@ -26,16 +26,32 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], x_label: str, y_label: str) -> np.ndarray:
-    """A picture uint8 (h, w, 3), the panels side by side on common logarithmic axes; one legend, in the first panel."""
+    """A picture uint8 (h, w, 3), the panels side by side on common logarithmic axes; one legend, in the first of them.
+
+    Text is ASCII, which is what Pillow's own font has.
+    """
     points = [p for panel in panels for lines in panel.curves.values() for line in lines for p in line]
-    xs = [x for x, _ in points]
-    ys = [y for _, y in points] + [y for panel in panels for y in panel.levels.values()]
-    spans = tuple(
-        (math.log10(min(values)), max(math.log10(max(values)), math.log10(min(values)) + 0.1)) for values in (xs, ys)
-    )
+    levels = [y for panel in panels for y in panel.levels.values()]
+    spans = span([x for x, _ in points], 0.0), span([*(y for _, y in points), *levels], 0.04)
     names = list(dict.fromkeys(name for panel in panels for name in (*panel.curves, *panel.levels)))
     drawn = [_panel(panel, names, spans, x_label, y_label if i == 0 else "", i == 0) for i, panel in enumerate(panels)]
     return np.concatenate(drawn, axis=1)
+
+
+def span(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """The decimal logarithms of the ends of an axis, a share of its length beyond the least and the largest value."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    high = max(high, low + 0.1)
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def beside(picture: np.ndarray, names: Sequence[str], width: int = 96) -> np.ndarray:
+    """A picture (h, w, 1 or 3) of rows of one height, with the name of each row to the left of it."""
+    label = Image.new("RGB", (width, picture.shape[0]), "white")
+    pen, font = ImageDraw.Draw(label), ImageFont.load_default(13)
+    for i, name in enumerate(names):
+        pen.text((width - 6, (i + 0.5) * picture.shape[0] / len(names)), name, fill="black", font=font, anchor="rm")
+    return np.concatenate([np.asarray(label), np.broadcast_to(picture, (*picture.shape[:2], 3))], axis=1)
 
 
 def _panel(panel: Panel, names: list, spans: tuple, x_label: str, y_label: str, legend: bool) -> np.ndarray:

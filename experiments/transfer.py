@@ -66,6 +66,7 @@ class Config:
     eval_samples: int = option(1000, "samples of an evaluation")
     batch_size: int = option(0, "images a step; 0: as the source")
     learning_rate: tuple[float, ...] = option((), "of both players: one value, or start,end; empty: as the source")
+    tuned_learning_rate: tuple[float, ...] = option((1e-3,), "that of the methods that do not start from scratch")
     augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
     ema: tuple[float, ...] = option((2000.0,), "half-life of the generator's average, in images; empty: none")
     frozen_layers: int = like("frozen_layers")
@@ -213,13 +214,12 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     conditional = origin.generator.num_classes > 0 and target.classes > 1
     given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
     given += ("eval_samples", "devices", "tensorboard", "ema", "source_run", "source_step")
-    given += tuple(name for name in ("learning_rate", "augment", "batch_size") if getattr(config, name))
+    given += tuple(name for name in ("augment", "batch_size") if getattr(config, name))
     changed = {
         "size": f"{h}x{w}",
         "channels": c,
         "conditional": conditional,
         "auxiliary": origin.config.auxiliary if conditional else 0.0,
-        "gen_learning_rate": () if config.learning_rate else origin.config.gen_learning_rate,
         "metrics": ("distance",),
         "ema_ramp": 0.0,
         "keep": 1,
@@ -236,10 +236,13 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     ):
         steps = config.steps if method == "scratch" else config.tuned_steps
         every = max(steps // config.evaluations, 1)
+        rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
+        rates = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
         yield Run(
             **flags_there
             | {name: getattr(config, name) for name in (*given, *METHODS[method])}
             | changed
+            | rates
             | {"method": method, "num_images": n, "seed": seed, "steps": steps, "sample_every": steps}
             | {"eval_every": every, "checkpoint_every": every}
             | {"workdir": f"{config.workdir}/{method}-{n or 'all'}-{seed}"},

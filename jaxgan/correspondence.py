@@ -80,7 +80,7 @@ class Patched(nn.Module):
 
     def setup(self) -> None:
         nn.share_scope(self, self.discriminator)
-        self.patch_head = nn.Dense(1, kernel_init=nn.initializers.normal(0.02))
+        self.patch_head = nn.Dense(1)
 
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         seen: list[jax.Array] = []
@@ -93,8 +93,10 @@ class Patched(nn.Module):
 
         with nn.intercept_methods(look):
             whole = self.discriminator(x, label, train)
-        places = self.patch_head(seen[-1].astype(jnp.float32))  # (b, h, w, 1)
-        return places.reshape(-1) if self.patches else whole
+        places = seen[-1].astype(jnp.float32)  # (b, h, w, c), of any scale: what normalises them comes after the layer
+        places = places * jax.lax.rsqrt(jnp.mean(places**2, axis=-1, keepdims=True) + 1e-8)
+        verdicts = self.patch_head(nn.leaky_relu(places, 0.2))  # (b, h, w, 1)
+        return verdicts.reshape(-1) if self.patches else whole
 
 
 def patch_layer(discriminator: nn.Module, variables: Any, *inputs: Any) -> str | None:

@@ -68,7 +68,7 @@ class Config:
     learning_rate: tuple[float, ...] = option((), "of both players: one value, or start,end; empty: as the source")
     tuned_learning_rate: tuple[float, ...] = option((1e-3,), "that of the methods that do not start from scratch")
     augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
-    ema: tuple[float, ...] = option((2000.0,), "half-life of the generator's average, in images; empty: none")
+    ema: tuple[float, ...] = option((1000.0,), "half-life of the generator's average, in images; empty: none")
     frozen_layers: int = like("frozen_layers")
     mining_steps: int = like("mining_steps")
     miner_width: int = like("miner_width")

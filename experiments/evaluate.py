@@ -164,6 +164,8 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
             raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
+    if type(classes := stored.get("classes", [])) is not list or not all(type(k) is int for k in classes):
+        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of integers")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
@@ -198,7 +200,7 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
     manual = given("manual_dir")
     if manual and not config.manual_dir and not epath.Path(manual).expanduser().is_dir():
         manual = ""  # where the run prepared its data from, once
-    return data.load(
+    source = data.load(
         name,
         split,
         data_dir=given("data_dir") or None,
@@ -209,6 +211,8 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         cache=loop.cache_dir() / "decoded",
         skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
+    classes = None if config.dataset else stored.get("classes")
+    return source.only(classes) if classes else source
 
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
@@ -368,7 +372,7 @@ def main(config: Config) -> None:
     kept: dict[str, Real] = {}
     try:
         for subject, stored in subjects:
-            seen_as = json.dumps([stored.get(flag) for flag in DATA])
+            seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes")])
             if seen_as not in kept:
                 kept = {seen_as: real_images(config, stored, devices)}
             real = kept[seen_as]

@@ -48,6 +48,7 @@ LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
     steps: int = option(4000, "training steps", resumable=True)
+    classes: tuple[int, ...] = option((), "classes of the data set to train on, which become 0, 1, ...; empty: all")
     conditional: bool = option(False, "generator and discriminator see the class label")
     auxiliary: float = option(
         0.0, "λ of AC-GAN: a conditional discriminator tells the class instead of seeing it; 0: no"
@@ -288,7 +289,7 @@ def main(config: Config) -> None:
 
 def load(config: Config, split: str) -> data.Source:
     """The images that the flags name."""
-    return data.load(
+    source = data.load(
         config.dataset,
         split,
         data_dir=config.data_dir or None,
@@ -299,6 +300,7 @@ def load(config: Config, split: str) -> data.Source:
         cache=loop.cache_dir() / "decoded",
         skip_bad=config.skip_bad_images,
     )
+    return source.only(config.classes) if config.classes else source
 
 
 def example_of(source: data.Source) -> dict[str, Any]:

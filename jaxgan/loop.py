@@ -65,11 +65,13 @@ def run(
     sample: Sample | None = None,
     evaluate: Evaluate | None = None,
     best: str | None = None,
+    begin_from: Callable[[State], State] = lambda state: state,
 ) -> State:
     """Trains to `config.steps` and returns the last state.
 
     example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
     best: an evaluated metric whose best checkpoint is kept too, the one with the least; of "max:name" with the most.
+    begin_from: the first state -> the one to start from instead, of the same shapes: with the weights of another run.
     Raises `Preempted` when a signal ended it, `StorageFault` when nothing can be written any longer, and `Diverged`.
     """
     started = time.monotonic()
@@ -90,7 +92,7 @@ def run(
             # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
             quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             init = jax.jit(game.init, compiler_options=quick)
-            return parallel.replicate(init(jax.random.key(config.seed), example), devices)
+            return parallel.replicate(begin_from(init(jax.random.key(config.seed), example)), devices)
 
         # Three things at once: the step compiles, the data are read, and the first state is made.
         compiling = program(0)

@@ -59,6 +59,25 @@ class Source:
             self, num_examples=len(rows), read=lambda indices: read(rows[indices]), identity=None
         )
 
+    def only(self, classes: Sequence[int]) -> "Source":
+        """The examples of these classes, which become 0, 1, ... in the order given. Reads every label, and so image."""
+        for wrong in [k for k in classes if not 0 <= k < self.num_classes] or [
+            k for k in classes if classes.count(k) > 1
+        ]:
+            known = f"the classes 0 to {self.num_classes - 1}, each once" if self.num_classes else "no labels"
+            raise InputError(f"class {wrong} of {self.name}: expected some of what it has, {known}")
+        place = np.full(self.num_classes, -1, np.int32)
+        place[list(classes)] = np.arange(len(classes))
+        rows = np.flatnonzero(place[read_all(self)["label"]] >= 0)
+        part, names = self.subset(rows), self.class_names
+
+        def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+            found = part.read(indices)
+            return {**found, "label": place[found["label"]]}
+
+        names = tuple(names[k] for k in classes) if names else ()
+        return dataclasses.replace(part, read=read, num_classes=len(classes), class_names=names)
+
 
 def is_own(name: str) -> bool:
     """Whether `jaxgan.datasets` has a data set of this name."""

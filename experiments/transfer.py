@@ -1,0 +1,334 @@
+"""Trains on few images from the weights of a run of `experiments.image`, beside training from scratch.
+
+python -m experiments.transfer --workdir=runs/transfer
+python -m experiments.transfer --preset=mnist_tenth --workdir=runs/tenth
+python -m experiments.transfer --source_run=runs/mnist --dataset=folder:photos --num_images=0 --workdir=runs/photos
+
+The source is a run directory, or is trained first (--source_preset). Its networks stay; where the number of channels or
+classes is another one, their weights are adapted, and images of another size are resized to its own. Each method is a
+run of its own in WORKDIR/METHOD-IMAGES-SEED, sampled from like any other. What is measured is the Fréchet distance from
+held-out images of the target, in the features of a classifier trained on all of its training images: over steps in
+chart.png, the best over steps in report.json and on the terminal, images in samples.png.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import image, transfer_methods, transfer_report
+from experiments.transfer_methods import METHODS, Method, Origin, Target
+from experiments.transfer_methods import Config as Run
+from jaxgan import data, flags, loop, parallel, report
+from jaxgan.config import Common
+from jaxgan.errors import InputError
+from jaxgan.flags import option
+from jaxgan.game import State
+from jaxgan.metrics import classify, frechet, judge
+from jaxgan.trained import network
+
+
+def like(name: str) -> Any:
+    """The flag of this name that each run has of its own."""
+    (field,) = (field for field in dataclasses.fields(transfer_methods.Config) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    workdir: str = option("", "directory of the runs and their report; started again, the same command goes on")
+    source_run: str = like("source_run")
+    source_step: int | None = like("source_step")
+    source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
+    source_classes: tuple[int, ...] = option(tuple(range(9)), "classes that it is trained on; empty: all")
+    source_steps: int = option(0, "its steps; 0: those of the preset")
+    dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
+    split: str = option("train", "of its images to train on")
+    test_split: str = option("", "of its held-out images; empty: every other image of --split")
+    classes: tuple[int, ...] = option((9,), "classes of the target, which become 0, 1, ...; empty: all")
+    data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
+    manual_dir: str = option("", "original files from which TFDS prepares a data set")
+    crop: str = option(
+        "center", "where the aspect ratio differs from the source's: cut, or stretch", ("center", "none")
+    )
+    channels: int = option(0, "of the target's images, 1: grey, 3: colour; 0: as the source's")
+    skip_bad_images: bool = option(False, "leave out files of folder:DIR that cannot be read")
+    num_images: tuple[int, ...] = option((20,), "how many of the target's images to train on; 0: all")
+    method: tuple[str, ...] = option(tuple(METHODS), "what to compare", tuple(METHODS))
+    seed: int = option(0, "the first of --seeds: of the choice of images, of weights and of latents")
+    seeds: int = option(1, "how often each is repeated")
+    steps: int = option(1000, "training steps from scratch")
+    tuned_steps: int = option(200, "training steps of the other methods")
+    evaluations: int = option(40, "times that a run is measured, and saved")
+    eval_samples: int = option(1000, "samples of an evaluation")
+    batch_size: int = option(0, "images a step; 0: as the source")
+    learning_rate: tuple[float, ...] = option((), "of both players: one value, or start,end; empty: as the source")
+    tuned_learning_rate: tuple[float, ...] = option((1e-3,), "that of the methods that do not start from scratch")
+    augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
+    ema: tuple[float, ...] = option((1000.0,), "half-life of the generator's average, in images; empty: none")
+    frozen_layers: int = like("frozen_layers")
+    mining_steps: int = like("mining_steps")
+    miner_width: int = like("miner_width")
+    cdc_weight: float = like("cdc_weight")
+    cdc_batch: int = like("cdc_batch")
+    anchors: int = like("anchors")
+    devices: int = option(0, "devices to use; 0: all")
+    tensorboard: bool = option(False, "write TensorBoard events")
+    allow_code: bool = option(False, "run code from outside jaxgan, if the source run names a network or a loss there")
+    dry_run: bool = option(False, "say what would be trained, and write nothing")
+
+
+NINE = tuple(range(9))
+PRESETS: dict[str, dict[str, Any]] = {
+    # The default: nine digits inside the installation to the tenth.
+    "digits_tenth": {},
+    "mnist_tenth": {
+        "source_preset": "dcgan_mnist",
+        "source_classes": NINE,
+        "dataset": "mnist",
+        "test_split": "test",
+        "classes": (9,),
+        "num_images": (10, 100, 1000),
+        "batch_size": 64,
+        "steps": 2000,
+        "tuned_steps": 200,
+        "evaluations": 25,
+    },
+    # USPS is not in TFDS; the README says how to make the file.
+    "mnist_usps": {
+        "source_preset": "dcgan_mnist",
+        "source_classes": (),
+        "dataset": "npz:usps.npz",
+        "test_split": "test",
+        "classes": (),
+        "num_images": (10, 100, 1000),
+        "batch_size": 64,
+        "steps": 2000,
+        "tuned_steps": 200,
+        "evaluations": 25,
+    },
+}
+
+
+def check(config: Config) -> None:
+    """What can be wrong with the flags of this script, before anything is read."""
+    if not config.workdir:
+        raise InputError("--workdir is empty; expected a directory for the runs, for example --workdir=runs/transfer")
+    least = {"seeds": 1, "steps": 1, "tuned_steps": 1, "evaluations": 1, "eval_samples": 2, "batch_size": 0}
+    least |= {"source_steps": 0, "mining_steps": 0, "miner_width": 1, "cdc_weight": 0, "cdc_batch": 3, "anchors": 1}
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least {low}")
+    for name in ("method", "num_images"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"--{name}={','.join(map(str, values))}: expected one or several, each once")
+    if min(config.num_images) < 0:
+        raise InputError(f"--num_images={','.join(map(str, config.num_images))}: expected 0 (all) or more")
+
+
+# --- images
+
+
+class Images(NamedTuple):
+    """The target's: those to choose from for training, those held out, and all that the judge is trained on."""
+
+    train: data.Source
+    test: data.Source
+    everything: data.Source
+
+
+def load(config: Config, shape: tuple[int, int, int]) -> Images:
+    """The target's images in the source's height and width."""
+    h, w, c = shape
+    options: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images")
+    given = {name: getattr(config, name) for name in options}
+    wanted = image.Config(**given, size=f"{h}x{w}", channels=config.channels or c)
+    whole = image.load(wanted, config.split)
+    if config.test_split:
+        test = image.load(wanted, config.test_split)
+    elif whole.num_examples < 4:
+        raise InputError(
+            f"{config.dataset} has {whole.num_examples} images; expected at least 4, half of them held out"
+        )
+    else:
+        whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
+    if test.num_classes != whole.num_classes:
+        raise InputError(
+            f"{config.dataset} has {test.num_classes} classes in --test_split={config.test_split} and "
+            f"{whole.num_classes} in --split={config.split}; expected as many"
+        )
+    train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
+    for part, name in ((train, "to train on"), (held, "held out")):
+        if part.num_examples < 2:
+            raise InputError(f"{config.dataset} has {part.num_examples} images {name}; expected at least 2")
+    return Images(train, held, whole)
+
+
+def chosen(source: data.Source, n: int, seed: int) -> data.Source:
+    """n images at random, as equally many of each class as there are; a larger choice begins with the smaller one."""
+    if not n:
+        return source
+    order = np.random.default_rng(seed).permutation(source.num_examples)
+    labels = data.read_all(source)["label"][order]
+    turn = np.zeros(len(order), np.int64)  # the how manieth of its class each one is
+    for k in np.unique(labels):
+        turn[labels == k] = np.arange(np.sum(labels == k))
+    return source.subset(order[np.argsort(turn, kind="stable")[:n]])
+
+
+def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
+    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from the held-out images; and what it is measured by.
+
+    Features are those of `metrics.judge`'s classifier of all training images, of all classes.
+    """
+    found = judge.train(images.everything, config.eval_samples, loop.cache_dir())
+
+    def moments(seen: np.ndarray) -> frechet.Moments:
+        return frechet.moments(classify.look(found.classifier, found.params, seen)[0])
+
+    def of(source: data.Source) -> frechet.Moments:
+        rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
+        return moments(classify.scaled(source.read(rows)["image"]))
+
+    reference = of(images.test)
+    what = "labels" if found.labels is not None else "rotations"
+    about = {
+        "features": f"classifier of {what} of {images.everything.name}",
+        "accuracy": found.accuracy,
+        "held_out": images.test.num_examples,
+        "real": frechet.distance(reference, of(images.train)),
+    }
+    return lambda samples: frechet.distance(reference, moments(samples)), about
+
+
+# --- runs
+
+
+def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
+    """All that are asked for: the source's flags, with those of this script over them."""
+    (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
+    conditional = origin.generator.num_classes > 0 and target.classes > 1
+    given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
+    given += ("eval_samples", "devices", "tensorboard", "ema", "source_run", "source_step")
+    given += tuple(name for name in ("augment", "batch_size") if getattr(config, name))
+    changed = {
+        "size": f"{h}x{w}",
+        "channels": c,
+        "conditional": conditional,
+        "auxiliary": origin.config.auxiliary if conditional else 0.0,
+        "metrics": ("distance",),
+        "ema_ramp": 0.0,
+        "keep": 1,
+        # Of one length, so that some of their programs are the same.
+        "steps_per_call": max(min(config.steps, config.tuned_steps) // config.evaluations, 1),
+        # They would look into networks that some methods wrap, or are for another evaluation.
+        "unroll": 0,
+        "path_length": 0.0,
+        "diagnose": False,
+        "dry_run": False,
+    }
+    for n, seed, method in itertools.product(
+        config.num_images, range(config.seed, config.seed + config.seeds), config.method
+    ):
+        steps = config.steps if method == "scratch" else config.tuned_steps
+        every = max(steps // config.evaluations, 1)
+        rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
+        rates = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
+        yield Run(
+            **flags_there
+            | {name: getattr(config, name) for name in (*given, *METHODS[method])}
+            | changed
+            | rates
+            | {"method": method, "num_images": n, "seed": seed, "steps": steps, "sample_every": steps}
+            | {"eval_every": every, "checkpoint_every": every}
+            | {"workdir": f"{config.workdir}/{method}-{n or 'all'}-{seed}"},
+        )
+
+
+def play(run: Run, method: Method, source: data.Source, distance: Callable, devices: list) -> None:
+    """Trains, or goes on, or finds it done."""
+
+    def sampled(state: State, key: int, n: int) -> np.ndarray:
+        return image.trained(method.pair, state).sample(jax.random.key(key), n)
+
+    pair = method.pair
+    names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
+    feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(run, name) for name in names})
+    loop.run(
+        method.game,
+        feed,
+        run,
+        example=image.example_of(source),
+        devices=devices,
+        about={
+            "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
+            "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
+        },
+        sample=lambda state: report.grid(sampled(state, run.seed, 64)),
+        evaluate=lambda state: {"distance": distance(sampled(state, run.seed + 1, run.eval_samples))},
+        best="eval/distance",
+        begin_from=method.begin_from,
+    )
+
+
+def source_config(config: Config) -> image.Config:
+    """Of the run that is trained where none is given."""
+    given = {"preset": config.source_preset, "workdir": f"{config.workdir}/source", "eval_every": 0, "seed": 0}
+    given |= {"data_dir": config.data_dir, "manual_dir": config.manual_dir, "devices": config.devices}
+    given |= {"classes": ",".join(map(str, config.source_classes)), "notensorboard": None, "steps_per_call": 50}
+    given |= {"steps": config.source_steps} if config.source_steps else {}
+    argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
+    return flags.parse(image.Config, image.PRESETS, argv)
+
+
+def main(config: Config) -> None:
+    loop.setup(Common(num_hosts=1))
+    check(config)
+    training = None if config.source_run else source_config(config)
+    if training is None:
+        origin = transfer_methods.origin(config.source_run, config.source_step, config.allow_code)
+        shape = origin.generator.shape
+    else:
+        loop.check(training)
+        image.check(training, len(parallel.devices_for(training.batch_size, training.devices)))
+        known = image.load(training, training.split)
+        pair = image.networks(training, known.shape, known.num_classes)
+        origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
+    images = load(config, shape)
+    target = Target(images.train.shape, images.train.num_classes)
+    planned = list(runs(config, origin, target))
+    for n in config.num_images:
+        if n > images.train.num_examples:
+            raise InputError(
+                f"--num_images={n}: {config.dataset} has {images.train.num_examples:,} to train on; 0: all"
+            )
+    for run in planned:
+        loop.check(run)
+        devices = parallel.devices_for(run.batch_size, run.devices)
+        image.check(run, len(devices))
+        transfer_methods.method(origin, run, target)
+    if config.dry_run:
+        transfer_report.describe(config, planned, images, training)
+        return
+    if training is not None:
+        image.train(training, known, parallel.devices_for(training.batch_size, training.devices))
+        origin = transfer_methods.origin(training.workdir, None, config.allow_code)
+    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target)
+    transfer_report.tell_weights(tuned.told, config.source_run or f"{config.workdir}/source")
+    distance, about = measurer(config, images)
+    state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
+    start = image.trained(tuned.pair, tuned.begin_from(state))
+    about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
+    for run in planned:
+        made = transfer_methods.method(origin, run, target)
+        devices = parallel.devices_for(run.batch_size, run.devices)
+        play(run, made, chosen(images.train, run.num_images, run.seed), distance, devices)
+    transfer_report.write(config, planned, start, images, chosen, about)
+
+
+if __name__ == "__main__":
+    flags.main(Config, PRESETS, main)

@@ -1,0 +1,239 @@
+"""Transfer: which images, what stands still and what moves, whole commands, and what they report."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxgan
+from experiments import image, transfer, transfer_methods, transfer_report
+from jaxgan import chart, critic, data, flags, sources
+from jaxgan.errors import InputError
+from jaxgan.metrics import classify
+from jaxgan.models import dcgan, mined
+from tests import runs
+from tests.runs import bits, compile_quickly
+
+__all__ = ["compile_quickly"]  # a fixture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def learn_quickly():
+    before, classify.STEPS = classify.STEPS, 30
+    yield
+    classify.STEPS = before
+
+
+# --- images
+
+
+def test_some_classes_of_a_source():
+    label = np.array([3, 0, 1, 3, 2, 1])
+    source = data.load("digits")
+    some = source.only((7, 2))
+    assert some.num_classes == 2 and some.class_names == ("7", "2")
+    whole, part = data.read_all(source), data.read_all(some)
+    rows = np.flatnonzero(np.isin(whole["label"], (7, 2)))
+    np.testing.assert_array_equal(part["image"], whole["image"][rows])
+    np.testing.assert_array_equal(part["label"], np.where(whole["label"][rows] == 7, 0, 1))
+    np.testing.assert_array_equal(some.subset([1, 0]).read(np.arange(2))["label"], part["label"][[1, 0]])
+    plain = sources.from_arrays("plain", np.zeros((6, 2, 2), np.uint8), label)
+    for wrong, words in (((4,), "class 4 .* 0 to 3"), ((1, 1), "class 1 .* each once"), ((-1,), "class -1")):
+        with pytest.raises(InputError, match=words):
+            plain.only(wrong)
+
+
+def test_few_images_of_as_many_classes_as_there_are():
+    source = data.load("digits")
+    few, more, others = (data.read_all(transfer.chosen(source, n, seed)) for n, seed in ((20, 0), (25, 0), (20, 1)))
+    assert np.bincount(few["label"]).tolist() == [2] * 10
+    assert sorted(np.bincount(more["label"]).tolist()) == [2] * 5 + [3] * 5
+    np.testing.assert_array_equal(more["image"][:20], few["image"])
+    assert len(np.unique(few["image"], axis=0)) == 20 and not np.array_equal(few["image"], others["image"])
+    assert transfer.chosen(source, 0, 0) is source
+
+
+def test_held_out_images_are_others():
+    config = transfer.Config(classes=(3, 9))
+    found = transfer.load(config, (8, 8, 1))
+    nines = data.load("digits").only((3, 9))
+    train, test = (data.read_all(part)["image"] for part in (found.train, found.test))
+    together = {x.tobytes() for x in (*train, *test)}
+    assert len(train) + len(test) == len(together) == nines.num_examples and found.everything.num_classes == 10
+    assert transfer.load(config, (12, 10, 3)).test.shape == (12, 10, 3)
+
+
+# --- whole commands
+
+here = functools.partial(runs.here, script=transfer)
+SMALL = {"steps": 4, "width": 4, "latent": 8, "batch_size": 8}
+TINY = ("--eval_samples=20", "--steps=4", "--evaluations=4", "--mining_steps=2", "--num_images=6", "--anchors=3", "--seed=1")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The default preset, shortened: two steps of every method, and, continued, four."""
+    workdir = tmp_path_factory.mktemp("transfer") / "run"
+    kept = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(image.PRESETS, "dcgan_digits", SMALL)
+        for steps in (2, 4):
+            argv = [*TINY, f"--tuned_steps={steps}", f"--workdir={workdir}"]
+            transfer.main(flags.parse(transfer.Config, transfer.PRESETS, argv))
+            kept[steps] = {path.name: bits(path) for path in workdir.iterdir() if path.is_dir()}
+    return workdir, kept
+
+
+def moved(before, after, prefix, of=""):
+    """Leaves below `prefix` that are not bit for bit those of the other run below `of`, by their first names."""
+    own = {name.removeprefix(prefix): x for name, x in after.items() if name.startswith(prefix)}
+    assert own
+    return {name.partition("/")[0] for name, x in own.items() if before.get((of or prefix) + name) != x}
+
+
+def test_what_stands_still_and_what_moves(finished):
+    _, kept = finished
+    source, disc, gen = kept[2]["source"], "players/disc/params/", "players/gen/params/"
+    layers = {"Conv_0", "Conv_1", "BatchNorm_0", "Dense_0"}
+    for steps in (2, 4):
+        assert moved(source, kept[steps]["finetune-6-1"], disc) == layers
+        assert moved(source, kept[steps]["freezed-6-1"], disc) == layers - {"Conv_0"}
+        assert moved(source, kept[steps]["cdc-6-1"], disc) == layers | {"patch_head"}
+        assert moved(source, kept[steps]["cdc-6-1"], "players/source/params/", "players/gen/ema/") == set()
+    generator = moved(source, kept[2]["finetune-6-1"], gen)
+    assert generator == moved(source, kept[2]["cdc-6-1"], gen) == {name.split("/")[3] for name in source if gen in name}
+    # While it mines, the miner alone; then all of it.
+    assert moved(source, kept[2]["minegan-6-1"], gen) == {"miner"}
+    assert moved(source, kept[4]["minegan-6-1"], gen) == generator | {"miner"}
+    assert moved(kept[2]["minegan-6-1"], kept[4]["minegan-6-1"], gen + "miner/") == {"Dense_0", "Dense_1", "Dense_2"}
+    started = kept[2]["scratch-6-1"][gen + "Dense_0/kernel"], source[gen + "Dense_0/kernel"]
+    assert np.corrcoef(*(np.frombuffer(x[2], np.float32) for x in started))[0, 1] < 0.5
+
+
+def test_a_run_that_went_on_is_one_that_did_not_stop(finished, tmp_path, capfd):
+    workdir, kept = finished
+    argv = (
+        *TINY,
+        "--tuned_steps=4",
+        f"--source_run={workdir / 'source'}",
+        f"--workdir={tmp_path}",
+        "--method=finetune",
+    )
+    code, out, err = here(capfd, *argv)
+    assert code == 0, err
+    ours, theirs = bits(tmp_path / "finetune-6-1"), kept[4]["finetune-6-1"]
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+    assert "weights  all are those of" in out
+    code, _, err = here(capfd, *argv, "--learning_rate=0.1")
+    assert code == 2 and "learning_rate" in err
+
+
+def test_what_is_reported(finished, capfd):
+    workdir, _ = finished
+    report = json.loads((workdir / "report.json").read_text())
+    assert [(row["method"], row["steps"][0], row["steps"][-1]) for row in report["runs"]] == [
+        ("scratch", 1, 4),
+        *((name, 0, 4) for name in ("finetune", "freezed", "minegan", "cdc")),
+    ]
+    tuned = report["runs"][1]
+    assert tuned["distances"][0] == report["measured"]["source"] and tuned["scratch_best"] == report["runs"][0]["best"]
+    gan = jaxgan.load(workdir / "minegan-6-1")
+    assert isinstance(gan.generator, mined.Generator) and gan.sample(jax.random.key(0), 2).shape == (2, 8, 8, 1)
+    # The last figure of the miner's run, from its directory alone: its samples before held-out images.
+    images = transfer.load(transfer.Config(), (8, 8, 1))
+    distance, _ = transfer.measurer(transfer.Config(eval_samples=20), images)
+    last = next(row for row in report["runs"] if row["method"] == "minegan")["distances"][-1]
+    assert distance(gan.sample(jax.random.key(2), 20)) == pytest.approx(last, rel=1e-4)
+    judged = critic.load(workdir / "cdc-6-1")
+    assert isinstance(judged.discriminator, dcgan.Discriminator)
+    picture = Image.open(workdir / "samples.png")
+    assert picture.size[1] == 7 * 58 + 2, "source, real images, five methods"
+    with pytest.raises(InputError, match="behind a miner"):
+        transfer_methods.origin(workdir / "minegan-6-1", None, False)
+
+
+def test_shares_of_the_steps_from_scratch():
+    run = transfer_methods.Config(num_images=10, steps=40)
+    tuned = dataclasses.replace(run, method="finetune")
+    never = dataclasses.replace(run, method="cdc")
+    rows = transfer_report.compared(
+        [
+            transfer_report.Curve(run, [10, 20, 30, 40], [9.0, 5.0, 5.0, 7.0]),
+            transfer_report.Curve(tuned, [0, 2, 4, 6], [8.0, 6.0, 4.5, 4.0]),
+            transfer_report.Curve(never, [0, 2], [8.0, 6.0]),
+        ]
+    )
+    assert [row["best_step"] for row in rows] == [20, 6, 2]
+    assert [row["ratio"] for row in rows] == [1.0, 0.2, None]
+    assert [row["reached_step"] for row in rows] == [20, 4, None]
+    table = transfer_report.table(rows).splitlines()
+    assert table[2].split() == ["10", "finetune", "4.00", "6", "4", "0.200"] and "never" in table[3]
+    alone = transfer_report.compared([transfer_report.Curve(tuned, [0, 2], [8.0, 6.0])])
+    assert "ratio" not in alone[0] and transfer_report.table(alone).splitlines()[1].endswith("-")
+
+
+def test_a_curve_is_drawn_where_its_numbers_are():
+    panel = chart.Panel("title", {"a": [[(1, 1), (10, 10), (100, 10)]]}, {"b": 2.0})
+    found = chart.draw([panel, panel], "x", "y")
+    width = chart.LEFT + chart.SIDE + chart.RIGHT
+    assert found.shape == (chart.TOP + chart.SIDE + chart.BOTTOM, 2 * width, 3)
+    dark = (found[:, width:].max(axis=2) < 80).nonzero()  # of the second panel, which has no legend
+    inside = (dark[1] > chart.LEFT + 2) & (dark[1] < chart.LEFT + chart.SIDE - 2) & (dark[0] > chart.TOP + 5)
+    y, x = dark[0][inside & (dark[0] < chart.TOP + chart.SIDE)], dark[1][inside & (dark[0] < chart.TOP + chart.SIDE)]
+    flat = y[x > chart.LEFT + 0.6 * chart.SIDE]  # y = 10, 4 parts in 108 below the top
+    assert np.ptp(flat) <= 3 and flat.mean() == pytest.approx(chart.TOP + chart.SIDE * 4 / 108, abs=2)
+    rising = x[np.abs(y - (chart.TOP + chart.SIDE / 2)) < 2]  # half-way up at the root of 10, a quarter to the right
+    assert rising.mean() == pytest.approx(chart.LEFT + chart.SIDE / 4, abs=3)
+    assert chart.ticks(-0.1, 1.0) == [1, 2, 5, 10] and chart.short(2500) == "2.5k"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--source_run=nowhere",), "no config.json"),
+        (("--source_run={gmmn}",), "names no discriminator"),
+        (("--source_run={short}",), "does not fit the network"),
+        (("--num_images=90",), "--num_images=90: digits has 89"),
+        (("--num_images=5,5",), "each once"),
+        (("--classes=10",), "class 10 of digits"),
+        (("--classes=1", "--dataset=npz:{plain}"), "no labels"),
+        (("--dataset=folder:{empty}",), "no images"),
+        (("--method=finetun",), "did you mean 'finetune'?"),
+        (("--frozen_layers=3",), "expected 1 to 2 of them"),
+        (("--augment=diffaugmen",), "did you mean 'diffaugment'?"),
+        (("--source_step=7",), "no checkpoint of step 7"),
+        (("--test_split=test",), "split of digits"),
+        (("--batch_size=-1",), "at least 0"),
+        (("--source_run=", "--source_preset=dcgan_digit"), "did you mean 'dcgan_digits'?"),
+    ],
+)
+def test_wrong_inputs(flags, words, finished, tmp_path, capfd):
+    source = finished[0] / "source"
+    places = {name: tmp_path / name for name in ("gmmn", "short", "empty")}
+    for place in places.values():
+        place.mkdir()
+    stored = json.loads((source / "config.json").read_text())
+    stored["networks"]["generator"]["arguments"]["width"] = 6
+    (places["short"] / "config.json").write_text(json.dumps(stored))
+    for name in ("short", "gmmn"):
+        (places[name] / "checkpoints").symlink_to(source / "checkpoints")
+    (places["gmmn"] / "config.json").write_text(
+        json.dumps(stored | {"networks": {"generator": stored["networks"]["generator"]}})
+    )
+    np.savez(tmp_path / "plain.npz", image=np.zeros((8, 8, 8), np.uint8))
+    places |= {"plain": tmp_path / "plain.npz"}
+    argv = [f"--source_run={source}", *(flag.format(**places) for flag in flags), f"--workdir={tmp_path / 'run'}"]
+    code, out, err = here(capfd, *argv)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert words in err and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_writes_nothing(finished, tmp_path, capfd):
+    code, out, err = here(capfd, f"--workdir={tmp_path / 'run'}", "--dry_run", "--num_images=10,0")
+    assert (code, err, list(tmp_path.iterdir())) == (0, "", [])
+    for words in ("4,000 steps of 64 images", "89 images of 8x8x1", "91 images", "cdc, all images, 200 steps"):
+        assert words in out, out

@@ -71,6 +71,7 @@ class Config(image.Config):
     methods: tuple[str, ...] = option(tuple(METHODS), "what they are trained on", tuple(METHODS), resumable=True)
     scores: tuple[str, ...] = option(("accuracy",), "of which tables are printed", SCORES, resumable=True)
     classifier_steps: int = option(600, "training steps of a classifier, of 128 images each")
+    classifier_width: int = option(32, "base number of its channels")
     weight: float = option(0.5, "of the loss at synthetic images, where there are real ones too, with 1 minus it")
     shift: float = option(0.1, "classical augmentation: shifts of up to this part of the side")
     rotate: float = option(15.0, "and turns of up to so many degrees")
@@ -78,15 +79,18 @@ class Config(image.Config):
     allow_code: bool = option(False, "run code from outside jaxgan, if --run names a network there")
 
 
-# At 28x28 the discriminator of DCGAN has two layers, which judge strokes and not digits: hence 32x32, where it has three.
+# At 28x28 the discriminator of DCGAN has two layers, which judge strokes, not digits: hence 32x32, where it has three.
 FEW = {
     "size": "32",
     "test_split": "test",
     "per_class": (10, 50, 100, 500),
     "width": 16,
-    "steps": 1200,
+    "batch_size": 32,
+    "steps": 1500,
     "learning_rate": (4e-4,),
     "classifier_steps": 400,
+    "classifier_width": 16,
+    "methods": ("real", "classical", "synthetic", "both", "both_classical"),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     # The default: 8x8 digits inside the installation.
@@ -99,14 +103,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_split": "test",
         "per_class": (0,),
         "augment": "",
-        "steps": 7500,
+        "steps": 7600,
         "learning_rate": (3e-4, 3e-5),
         "anneal_images": 768_000.0,
         "metrics": ("distance", "accuracy"),
         "eval_samples": 2000,
         "eval_every": 1500,
         "num": 6000,
-        "classifier_steps": 2000,
+        "classifier_steps": 1000,
         "methods": ("classical", "synthetic_classical"),
     },
     # MedMNIST's own file, --dataset=npz:pneumoniamnist.npz: two classes, of which one is three times as frequent.
@@ -139,7 +143,15 @@ class Synthetic(NamedTuple):
 
 
 def check(config: Config) -> None:
-    for name, least in {"seeds": 2, "num": 1, "tries": 1, "classifier_steps": 1, "shift": 0, "rotate": 0}.items():
+    for name, least in {
+        "seeds": 2,
+        "num": 1,
+        "tries": 1,
+        "classifier_steps": 1,
+        "classifier_width": 1,
+        "shift": 0,
+        "rotate": 0,
+    }.items():
         if getattr(config, name) < least:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
     for name, (least, most) in {"confidence": (0, 1), "percentile": (0, 100), "shift": (0, 1)}.items():
@@ -317,7 +329,7 @@ def case(config: Config, images: Images, k: int, seed: int, gan_of: Callable[...
     rows = draw(images.label, k, seed)
     real = Part(images.image[rows], images.label[rows])
     gan = gan_of(images.pool.subset(rows), k, seed)
-    classifier = Classifier(images.pool.num_classes)
+    classifier = Classifier(images.pool.num_classes, config.classifier_width)
     how = Recipe(
         config.classifier_steps, shift=config.shift, rotate=config.rotate, zoom=config.zoom, mirror=config.mirror
     )

@@ -25,7 +25,15 @@ from tests.runs import compile_quickly, snapshot
 __all__ = ["compile_quickly"]  # a fixture
 
 here = functools.partial(runs.here, script=augment)
-SHORT = ("--width=4", "--latent=8", "--batch_size=8", "--steps=4", "--steps_per_call=2", "--sample_every=0")
+SHORT = (
+    "--model=mlp",
+    "--width=0",
+    "--latent=8",
+    "--batch_size=8",
+    "--steps=4",
+    "--steps_per_call=2",
+    "--sample_every=0",
+)
 SHORT += ("--num=12", "--classifier_steps=30", "--seeds=2")
 
 

@@ -16,6 +16,7 @@ where all images are taken there is one GAN, and the seeds differ in samples and
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,12 +25,12 @@ import numpy as np
 from etils import epath
 
 from experiments import generate, image, image_evaluation
+from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
-from jaxgan import critic, data, files, flags, loop, parallel, report, trained, workdir
+from jaxgan import critic, data, files, flags, loop, memory, parallel, report, trained, workdir
 from jaxgan.errors import InputError
 from jaxgan.flags import option
-from jaxgan.images import to_uint8
-from jaxgan.metrics import classify, recipe, rejection
+from jaxgan.metrics import recipe, rejection
 from jaxgan.metrics.recipe import Part, Recipe
 from jaxgan.models.classifier import Classifier
 
@@ -130,13 +131,6 @@ class Images(NamedTuple):
 class Gan(NamedTuple):
     generator: trained.Trained
     judge: critic.Critic | None  # for rejection
-
-
-class Synthetic(NamedTuple):
-    images: np.ndarray  # uint8 (classes * num, h, w, c)
-    labels: np.ndarray
-    passed: list[float]  # share of what was made of each class that the filter let pass
-    filled: list[int]  # how many of each class did not pass, and are there nevertheless
 
 
 # --- what can be wrong
@@ -255,57 +249,7 @@ def train(config: Config, source: data.Source, name: str, seed: int, devices: li
     return Gan(trained.load(run, allow=allow), judge)
 
 
-# --- synthetic images
-
-# Images uint8 (n, h, w, c) and the class that they were asked for -> which pass (n,), and how good each is (n,)
-Judge = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
-
-
-def by_confidence(classifier: Classifier, params: Any, least: float) -> Judge:
-    def judge(images: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-        sure = recipe.probabilities(classifier, params, images)[:, label]
-        return sure >= least, sure
-
-    return judge
-
-
-def by_rejection(network: critic.Critic, percentile: float, seed: int) -> Judge:
-    """Each class by itself: the largest logit seen of it so far is its maximum."""
-    rng, largest = np.random.default_rng(seed), dict[int, float]()
-
-    def judge(images: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-        logits = network.logits(classify.scaled(images), label if network.sees_class else None)
-        largest[label] = max(largest.get(label, -np.inf), float(logits.max()))
-        chance = rejection.acceptance(logits, largest[label], percentile)
-        return rng.random(len(images)) < chance, chance
-
-    return judge
-
-
-def synthesise(gan: trained.Trained, num: int, tries: int, key: jax.Array, judge: Judge | None = None) -> Synthetic:
-    """`num` images of each class: those that pass, in the order in which they are made, `num` at a time.
-
-    Where of `tries` times as many fewer pass, the best of those that do not fill up.
-    """
-    chosen, labels, passed, filled = [], [], [], []
-    for c in range(gan.generator.num_classes):
-        made, fine, good = [], [], []
-        for i in range(tries):
-            z = gan.latents(jax.random.fold_in(jax.random.fold_in(key, c), i), num)
-            made.append(to_uint8(gan.images(z, c)))
-            mask, score = judge(made[-1], c) if judge else (np.ones(num, bool), np.zeros(num))
-            fine.append(mask)
-            good.append(score)
-            if sum(mask.sum() for mask in fine) >= num:
-                break
-        mask = np.concatenate(fine)
-        rest = np.flatnonzero(~mask)
-        rest = rest[np.argsort(-np.concatenate(good)[rest], kind="stable")]
-        chosen.append(np.concatenate(made)[np.concatenate([np.flatnonzero(mask), rest])[:num]])
-        labels.append(np.full(num, c, np.int32))
-        passed.append(float(mask.mean()))
-        filled.append(max(num - int(mask.sum()), 0))
-    return Synthetic(np.concatenate(chosen), np.concatenate(labels), passed, filled)
+# --- what they are worth
 
 
 def write(config: Config, directory: epath.Path, name: str, found: Synthetic, pool: data.Source) -> None:
@@ -319,9 +263,6 @@ def write(config: Config, directory: epath.Path, name: str, found: Synthetic, po
         names = pool.class_names if config.dataset.startswith("folder:") else ()
         folder = directory / f"synthetic-{name}"
         generate.write_folder(folder, iter([found.images]), found.labels, pool.num_classes, names)
-
-
-# --- what they are worth
 
 
 def case(config: Config, images: Images, k: int, seed: int, gan_of: Callable[..., Gan], directory: epath.Path) -> dict:
@@ -392,6 +333,8 @@ def main(config: Config) -> None:
     check(config)
     images = load(config)
     pool = images.pool
+    what = f"--num={config.num} synthetic images of each class"
+    memory.check(config.num * pool.num_classes * math.prod(pool.shape), what, "expected fewer")
     existing = given(config, pool) if config.run else None
     image.make_game(config, image.networks(config, pool.shape, pool.num_classes))  # for what is wrong with its flags
     if config.dry_run:
@@ -424,6 +367,8 @@ def main(config: Config) -> None:
         }
         files.write(directory / "report.json", json.dumps(stored, indent=1) + "\n")
     print(table(means, config.scores, f"{len(images.test['label']):,} test images", config.seeds))
+    if config.run and any(config.per_class):
+        print(f"\n{config.run} was trained on images of its own, maybe on more than were drawn here")
     print(f"\nwrote {directory}/report.json; the synthetic images are {directory}/synthetic-*")
 
 

@@ -84,7 +84,7 @@ def table(found: Mapping[str, Any], scores: Sequence[str], test: str, seeds: int
                 for line in lines
             )
         )
-        blocks.append("\n".join(words(found, score)))
+        blocks += ["\n".join(said)] if (said := words(found, score)) else []
     return "\n\n".join([f"mean ± half a 95% interval over {seeds} seeds, on {test}", *blocks])
 
 

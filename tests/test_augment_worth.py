@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 import jaxgan
-from experiments import augment, augment_report, image
+from experiments import augment, augment_filter, augment_report, image
 from jaxgan import data
 from jaxgan.errors import InputError
 from jaxgan.metrics import recipe, rejection
@@ -80,10 +80,10 @@ def test_confidence_keeps_what_is_sure_enough_of_the_asked_class():
     images = np.broadcast_to(levels[:, None, None, None], (5, 4, 4, 1)).astype(np.uint8)
     sure = 1 / (1 + np.exp(-4 * (levels / 127.5 - 1)))
     for label, expected in ((1, sure), (0, 1 - sure)):
-        mask, score = augment.by_confidence(Bright(), {}, 0.55)(images, label)
+        mask, score = augment_filter.by_confidence(Bright(), {}, 0.55)(images, label)
         np.testing.assert_allclose(score, expected, rtol=1e-5)
         assert list(mask) == list(expected >= 0.55)
-    assert list(augment.by_confidence(Bright(), {}, 0.55)(images, 1)[0]) == [False, False, False, True, True]
+    assert list(augment_filter.by_confidence(Bright(), {}, 0.55)(images, 1)[0]) == [False, False, False, True, True]
 
 
 class Critic:
@@ -98,7 +98,7 @@ class Critic:
 def test_rejection_compares_within_a_class_and_remembers_its_best():
     images = np.resize(np.arange(256), 4096).astype(np.uint8)[:, None, None, None]
     logits = images[:, 0, 0, 0] / 127.5 - 1
-    judge = augment.by_rejection(Critic(), 50.0, seed=0)
+    judge = augment_filter.by_rejection(Critic(), 50.0, seed=0)
     mask, chance = judge(images, 0)
     np.testing.assert_allclose(chance, rejection.acceptance(logits, 1.0, 50.0), rtol=1e-3)
     assert mask.mean() == pytest.approx(chance.mean(), abs=0.03), "kept with that probability"
@@ -131,13 +131,13 @@ def test_synthetic_images_pass_or_the_best_of_the_rest_fill_up():
         level = images[:, 0, 0, 0].astype(int)
         return (level % 2 == 0) if label == 0 else level == 13, -np.abs(level - 15)
 
-    found = augment.synthesise(Gan(), 6, 4, jax.random.key(0), judge)
+    found = augment_filter.synthesise(Gan(), 6, 4, jax.random.key(0), judge)
     assert list(found.labels) == [0] * 6 + [1] * 6
     levels = found.images[:, 0, 0, 0]
     assert list(levels[:6]) == [0, 2, 4, 0, 2, 4], "of two rounds, in their order"
     assert list(levels[6:]) == [13] * 4 + [15, 15], "of four rounds, and the best of those that did not pass"
     assert found.passed == [0.5, 1 / 6] and found.filled == [0, 2]
-    everything = augment.synthesise(Gan(), 6, 4, jax.random.key(0))
+    everything = augment_filter.synthesise(Gan(), 6, 4, jax.random.key(0))
     assert list(everything.images[:, 0, 0, 0]) == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
     assert everything.passed == [1.0, 1.0]
 

@@ -14,7 +14,7 @@ EPSILON = 1e-8  # keeps the verdict at the maximum finite
 
 
 def verdicts(logits: np.ndarray, maximum: float) -> np.ndarray:
-    """F(x) = d - log(1 - e^(d - ε)), where d = D̃(x) - D̃_M <= 0: its sigmoid is the ratio over M (section 3.2, eq. 8).
+    """F(x) = d - log(1 - e^(d - ε)), where d = D̃(x) - D̃_M <= 0: its sigmoid is the ratio over M (section 3.2).
 
     Logits (n,), and the largest that is known, D̃_M, which none of them exceeds -> (n,).
     """
@@ -25,8 +25,8 @@ def verdicts(logits: np.ndarray, maximum: float) -> np.ndarray:
 def acceptance(logits: np.ndarray, maximum: float, percentile: float | None = None) -> np.ndarray:
     """The probability (n,) with which each sample is kept: σ(F(x) - γ).
 
-    percentile: γ is this percentile of F over these samples, so that one there is kept in one case of two (eq. 9): the
-      lower, the more are kept, and the less they are selected. None: γ = 0, exact rejection sampling.
+    percentile: γ is this percentile of F over these samples, so that one there is kept in one case of two. The lower,
+      the more are kept, and the less they are selected. None: γ = 0, exact rejection sampling.
     """
     found = verdicts(logits, maximum)
     return expit(found - (0.0 if percentile is None else np.percentile(found, percentile)))

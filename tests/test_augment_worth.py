@@ -34,7 +34,14 @@ SHORT = (
     "--steps_per_call=2",
     "--sample_every=0",
 )
-SHORT += ("--num=12", "--classifier_steps=30", "--seeds=2")
+SHORT += (
+    "--augment=translation",
+    "--tries=2",
+    "--num=12",
+    "--classifier_steps=30",
+    "--classifier_width=8",
+    "--seeds=2",
+)
 
 
 # --- filters

@@ -80,7 +80,7 @@ class Config(image.Config):
     allow_code: bool = option(False, "run code from outside jaxgan, if --run names a network there")
 
 
-# Below 28 pixels the first layers of DCGAN's discriminator see most of a digit, at 28 only strokes; at 32 it has a third.
+# Up to 16 pixels the two layers of DCGAN's discriminator see digits, at 28 only strokes; at 32 it has a third.
 FEW = {
     "size": "16",
     "test_split": "test",

@@ -56,6 +56,7 @@ class Config(image.Config):
     seeds: int = option(3, "draws of real images, each with a GAN and classifiers of its own", resumable=True)
     # Synthetic images.
     run: str = option("", "a conditional run of experiments.image whose images are taken, in place of training GANs")
+    step: int | None = option(None, "the checkpoint of --run to take; none: the newest")
     num: int = option(500, "synthetic images of each class")
     filter: str = option(
         "confidence",
@@ -164,6 +165,8 @@ def check(config: Config) -> None:
         raise InputError(f"--per_class={min(config.per_class)}: expected images of each class, or 0 for all")
     if not config.conditional:
         raise InputError("--noconditional: images without classes teach no classifier; expected --conditional")
+    if config.step is not None and not config.run:
+        raise InputError(f"--step={config.step} is for --run; expected both")
     if config.diagnose:
         raise InputError("--diagnose is for one run; expected experiments.image with it")
     if config.filter == "rejection" and not config.run and config.loss not in rejection.LOSSES:
@@ -204,7 +207,7 @@ def load(config: Config) -> Images:
 def given(config: Config, pool: data.Source) -> Gan:
     """The networks of --run. Raises InputError for those of other images or classes, or of none."""
     run = config.run
-    generator = trained.load(run, allow=config.allow_code)
+    generator = trained.load(run, step=config.step, allow=config.allow_code)
     shape, classes = tuple(generator.generator.shape), generator.generator.num_classes
     if not classes:
         raise InputError(f"--run={run} makes images of no class; expected a run with --conditional")
@@ -221,7 +224,7 @@ def given(config: Config, pool: data.Source) -> Gan:
                 f"--filter=rejection: --run={run} was trained with the loss {str(loss)[:60]!r}, whose logits are no "
                 f"density ratios; expected {', '.join(rejection.LOSSES)}"
             )
-        judge = critic.load(run, allow=config.allow_code)
+        judge = critic.load(run, step=config.step, allow=config.allow_code)
     return Gan(generator, judge)
 
 

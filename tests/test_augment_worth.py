@@ -353,6 +353,8 @@ def wrong(worth, tmp_path_factory):
         (("--run={}/ten", "--dataset=npz:{}/three.npz", "--per_class=2"), "(8, 8, 1) of 10 classes"),
         (("--run={}/hinge", "--filter=rejection"), "no density ratios"),
         (("--run={}/empty",), "is not a run"),
+        (("--run={}/ten", "--step=3"), "3"),
+        (("--step=3",), "--step=3 is for --run"),
         (("--filter=rejection", "--loss=wasserstein"), "no density ratios"),
         (("--filter=confident",), "confidence"),
         (("--confidence=1.5",), "from 0 to 1"),

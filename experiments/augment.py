@@ -88,8 +88,10 @@ FEW = {
     "per_class": (10, 50, 100, 500),
     "batch_size": 32,
     "width": 16,
+    "steps": 4000,
     "learning_rate": (4e-4,),
     "classifier_steps": 400,
+    "classifier_width": 16,
     "methods": ("real", "classical", "synthetic", "both", "both_classical"),
 }
 PRESETS: dict[str, dict[str, Any]] = {

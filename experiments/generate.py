@@ -14,7 +14,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -166,17 +166,24 @@ def walk(stops: jax.Array, frames: int) -> Iterator[jax.Array]:
         yield float(np.cos(angle)) * stops[i] + float(np.sin(angle)) * stops[(i + 1) % len(stops)]
 
 
-def write_folder(out: epath.Path, batches: Iterator[np.ndarray], label: np.ndarray | None, classes: int) -> None:
+def write_folder(
+    out: epath.Path,
+    batches: Iterator[np.ndarray],
+    label: np.ndarray | None,
+    classes: int,
+    names: Sequence[str] = (),
+) -> None:
     """PNGs `000017.png`, of a conditional model `3/000017.png`, all or none: they are moved into place together.
 
-    Class folders have as many digits as the last class, so that their order is that of the classes.
+    Class folders have `names`, or as many digits as the last class, so that their order is that of the classes.
     """
     remote = files.is_remote(out)  # a bucket has no folders to move
     part = out if remote else out.with_name(f".{out.name}.{os.getpid()}.part")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    folders = names or [f"{i:0{len(str(classes - 1))}d}" for i in range(classes)]
 
     def save(i: int, image: np.ndarray) -> None:
-        inner = part if label is None else part / f"{label[i]:0{len(str(classes - 1))}d}"
+        inner = part if label is None else part / folders[label[i]]
         report.save_png(inner / f"{i:06d}.png", image)
 
     if remote and out.exists():

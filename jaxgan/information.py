@@ -1,0 +1,70 @@
+"""How much an image tells of the code it was made from: InfoGAN's lower bound of their mutual information.
+
+    I(c; G(z, c)) >= L_I = H(c) + E log Q(c | G(z, c))                    (arXiv:1606.03657, eq. 4 and 5)
+
+Q is a softmax over categories, and a normal distribution over each number, whose mean and deviation it tells. All in
+nats: a category out of K has log K to tell, a number that is uniform on (-1, 1) any amount, for it can be told to any
+precision (`LEAST` bounds that).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgan.regularisers import Regulariser, View
+
+LEAST, MOST = math.log(0.05), 1.0  # of a log standard deviation; without a bound one code could outweigh everything
+
+
+class Recognised(NamedTuple):
+    """What Q says of images."""
+
+    logits: jax.Array  # (b, categorical)
+    mean: jax.Array  # (b, continuous)
+    log_std: jax.Array  # (b, continuous)
+
+
+def recognised(output: jax.Array, categorical: int, continuous: int) -> Recognised:
+    """A discriminator's output (b, 1 + categorical + 2 continuous), the verdict first."""
+    if output.ndim != 2 or output.shape[1] != 1 + categorical + 2 * continuous:
+        raise ValueError(f"an output {output.shape} for {categorical} categories and {continuous} numbers")
+    logits, mean, log_std = jnp.split(output[:, 1:], [categorical, categorical + continuous], -1)
+    return Recognised(logits, mean, jnp.clip(log_std, LEAST, MOST))
+
+
+def surprise(said: Recognised, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log Q(c | x) of codes (b, >= categorical + continuous), the category one-hot first: (b,), (b, continuous)."""
+    k, c = said.logits.shape[1], said.mean.shape[1]
+    category = -jnp.sum(codes[:, :k] * jax.nn.log_softmax(said.logits), -1)
+    z = (codes[:, k : k + c] - said.mean) * jnp.exp(-said.log_std)
+    return category, 0.5 * jnp.square(z) + said.log_std + 0.5 * math.log(2 * math.pi)
+
+
+def bound(said: Recognised, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """L_I in nats: of the category, (), and of each number, (continuous,)."""
+    category, numbers = surprise(said, codes)
+    k = said.logits.shape[1]
+    return math.log(max(k, 1)) - category.mean(), math.log(2) - numbers.mean(0)
+
+
+def regulariser(
+    player: str, codes: Callable[[jax.Array], jax.Array], categorical: int, continuous: int, weights: tuple[Any, Any]
+) -> list[Regulariser]:
+    """-λ L_I less its constant, at generated images, for the generator and for the discriminator, of which Q is a part.
+
+    codes: latents (b, z) -> codes, as the generator reads them. weights: λ of the category, and of the numbers.
+    """
+
+    def term(name: str, place: int, weight: Any) -> Regulariser:
+        def function(view: View) -> tuple[jax.Array, Any]:
+            said = recognised(view.fake_output, categorical, continuous)
+            value = surprise(said, codes(view.z))[place]
+            return value.mean(0).sum(), view.variables
+
+        return Regulariser(name, function, player, weight)
+
+    wanted = (("category", 0, categorical), ("numbers", 1, continuous))
+    return [term(name, i, weights[i]) for name, i, there in wanted if there]

@@ -46,7 +46,7 @@ class Config:
     directions: int = option(5, "directions that each method shows")
     layer: str = option("", "the layer whose units are ablated; empty: one from the middle")
     units: int = option(64, "units to ablate, at most: those with the largest activations")
-    num: int = option(1000, "samples behind the figures")
+    num: int = option(2000, "samples behind the figures")
     restarts: int = option(8, "starts of a projection")
     projection_steps: int = option(300, "its steps of Adam")
     dataset: str = option("", "the real images; empty: those that the run was trained on")

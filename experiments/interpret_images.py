@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.interpret_subject import Views, enlarged, heat, rgb
+from experiments.interpret_subject import Views, enlarged, heat, rgb, signed
 from jaxgan import report
 from jaxgan.critic import seen_by_last
 from jaxgan.interpret import dissection
@@ -113,11 +113,12 @@ def units(views: Views) -> Found:
         moved = (after.reshape(-1, n) != before).mean(1)
     shown = min(SHOWN, len(found.units))
     few = min(SHOWN, n)
-    images = np.concatenate([found.before[None, :few], found.images[:shown, :few]])
+    changes = (found.images[:shown, :few] - found.before[:few]).mean(-1)
+    rows = np.concatenate([rgb(found.before[:few]), *map(signed, changes)])
     names = ", ".join(map(str, found.units[:shown]))
     pictures = [
-        Picture("units", report.grid(images.reshape(-1, *images.shape[2:]), columns=few), "Top row: samples. Below, one "
-                f"row each: the same without unit {names}.", "samples without units")
+        Picture("units", report.grid(rows, columns=few), "Top row: samples. Below, one row each, what becomes brighter "
+                f"(red) or darker (blue) without unit {names}, scaled to its largest.", "changes without units")
     ]  # fmt: skip
     if found.maps.shape[2] * found.maps.shape[3] > 1:
         size = found.before.shape[1:3]

@@ -54,7 +54,8 @@ class Config(Common):
     information: float = option(1.0, "λ of the category's mutual information")
     information_numbers: float = option(0.1, "λ of that of the continuous codes")
     invariance: float = option(
-        0.0, "λ of the information that the category of a real image has of that of a warped copy; 0: none, as published"
+        0.0,
+        "λ of the information that the category of a real image has of that of a warped copy; 0: none, as published",
     )
     r1: float = option(0.0, "γ of R1; 0: none")
     disc_batch_norm: bool = option(True, "batch norm in the discriminator")

@@ -101,7 +101,9 @@ def projection(views: Views) -> Found:
 def units(views: Views) -> Found:
     title, layer = "Units, one left out at a time", views.layer
     if not layer:
-        return Section(title, "Ablation of units.", note="No layer has units beside the first, which sees the latent."), {}
+        return Section(
+            title, "Ablation of units.", note="No layer has units beside the first, which sees the latent."
+        ), {}
     n = min(DISSECTED, len(views.points))
     points, labels = views.points[:n], None if views.labels is None else views.labels[:n]
     found = dissection.ablate(views.space, points, labels, layer, views.config.units)

@@ -46,7 +46,9 @@ def overview(views: Views) -> Found:
     n = min(32, len(views.images))
     shown = Picture("samples", report.grid(views.images[:n], columns=8), f"The first {n} samples.", "a grid of samples")
     missing = "; ".join(views.subject.missing.values())
-    return Section("Samples", "What the generator makes, unselected.", [shown], note=missing), {"parameters": _count(views)}
+    return Section("Samples", "What the generator makes, unselected.", [shown], note=missing), {
+        "parameters": _count(views)
+    }
 
 
 def _count(views: Views) -> int:
@@ -72,7 +74,9 @@ def traversals(views: Views) -> Found:
         f"they are in sample {views.config.sample} (middle column). Shown are the {len(axes)} axes that change most."
     )
     picture = Picture("axes", views.strip(vectors, views.own), text, name)
-    spread = f"The largest axis changes an image {change.max() / max(change.min(), 1e-9):.1f} times as much as the least."
+    spread = (
+        f"The largest axis changes an image {change.max() / max(change.min(), 1e-9):.1f} times as much as the least."
+    )
     return Section("Walks along single axes", spread, [picture], [table]), figures | {"change": change}
 
 
@@ -108,7 +112,9 @@ def codes(views: Views) -> Found:
         tables = [named, *([table] if table else [])]
     else:
         tables = [table] if table else []
-    text = "What the codes mean that the discriminator's second head can tell from an image. Noise is the same throughout."
+    text = (
+        "What the codes mean that the discriminator's second head can tell from an image. Noise is the same throughout."
+    )
     return Section("The codes", text, pictures, tables), figures | found
 
 

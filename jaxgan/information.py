@@ -81,7 +81,12 @@ def shared(p: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.sum(joint * (jnp.log(joint) - jnp.log(joint.sum(0)) - jnp.log(joint.sum(1))[:, None]))
 
 
-TURN, SCALE, SHEAR, SHIFT = math.radians(20), 0.2, 0.2, 0.1  # the most of each, uniform around none; of the image's side
+TURN, SCALE, SHEAR, SHIFT = (
+    math.radians(20),
+    0.2,
+    0.2,
+    0.1,
+)  # the most of each, uniform around none; of the image's side
 
 
 def warped(keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -95,9 +100,7 @@ def warped(keys: jax.Array, images: jax.Array) -> jax.Array:
         along = x[None] + SHEAR * shear * y[:, None]
         rows = zoom * (cos * y[:, None] + sin * along) + SHIFT * h * shift[0] + (h - 1) / 2
         columns = zoom * (cos * along - sin * y[:, None]) + SHIFT * w * shift[1] + (w - 1) / 2
-        look = jax.vmap(
-            lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], 1, "nearest"), 2, 2
-        )
+        look = jax.vmap(lambda plane: jax.scipy.ndimage.map_coordinates(plane, [rows, columns], 1, "nearest"), 2, 2)
         return look(image)
 
     return jax.vmap(one)(keys, images)

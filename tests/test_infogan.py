@@ -119,7 +119,9 @@ def test_both_players_move_for_the_information_of_the_codes_that_made_the_images
     assert float(metrics["gen/category"]) == pytest.approx(float(category.mean()), rel=1e-4)
     assert float(metrics["gen/numbers"]) == pytest.approx(float(numbers.mean()), rel=1e-4)
     assert {"disc/category", "disc/numbers"} <= metrics.keys()
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), disc.params["Dense_2"], state.players["disc"].params["Dense_2"])
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), disc.params["Dense_2"], state.players["disc"].params["Dense_2"]
+    )
     assert min(jax.tree.leaves(moved)) > 0  # Q's last layer
 
 

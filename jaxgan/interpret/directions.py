@@ -1,8 +1,8 @@
 """Directions of a latent space along which images change, found without labels.
 
-    sefa       eigenvectors of AᵀA, A the weight of all layers that take the point: Shen and Zhou 2020, arXiv:2007.06600
-    ganspace   principal components of early activations, regressed to the point: Härkönen et al. 2020, arXiv:2004.02546
-    jacobian   right singular vectors of the derivative of one image: what changes it most, and how many ways there are
+sefa       eigenvectors of AᵀA, A the weight of all layers that take the point: Shen and Zhou 2020, arXiv:2007.06600
+ganspace   principal components of early activations, regressed to the point: Härkönen et al. 2020, arXiv:2004.02546
+jacobian   right singular vectors of the derivative of one image: what changes it most, and how many ways there are
 """
 
 from collections.abc import Callable

@@ -211,7 +211,7 @@ def figures(config: Config, samples: Samples, bounds: dict[str, Any], read: Read
 
 
 def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | None = None) -> np.ndarray:
-    """A picture of the codes: for each number, categories down and that number from -2 to 2 across, one noise for all."""
+    """A picture of the codes: for each number, categories down, that number from -2 to 2 across, one noise for all."""
     gen, k, c = state.players["gen"], pair.generator.categorical, pair.generator.continuous
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
     noise = np.asarray(pair.generator.codes(gan.latents(jax.random.key(seed), 1)))[0, k + c :]
@@ -267,7 +267,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     match = f"  match {row['match']:6.1%}" if "match" in row else ""
     numbers = " ".join(f"{x:.2f}" for x in told["numbers"])
     words = "  ".join(f"{key} {' '.join(f'{r:+.2f}' for r in values)}" for key, values in shape.items() if values)
-    return f"  {name:8s} L_I {told['total']:.3f} nats: category {told['category']:.3f}, numbers {numbers}{match}  r: {words}"
+    bound = f"L_I {told['total']:.3f} nats: category {told['category']:.3f}, numbers {numbers}"
+    return f"  {name:8s} {bound}{match}  r: {words}"
 
 
 def main(config: Config) -> None:

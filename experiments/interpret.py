@@ -146,7 +146,7 @@ def load(config: Config) -> Subject:
 
 def check_layer(config: Config, subject: Subject) -> str:
     """The layer to ablate: that of --layer, or one from the middle of those that can be; "" if there are none."""
-    points = subject.space.points(jax.random.key(config.seed), 3, subject.labels(3))
+    points = np.asarray(subject.space.points(jax.random.key(config.seed), 3, subject.labels(3)))
     found = dissection.layers(subject.space, points, 0 if subject.classes else None)
     if config.layer and config.layer not in found:
         raise unknown("layer", config.layer, found)

@@ -1,4 +1,4 @@
-"""The sections of the page of `experiments.interpret` that are about images: projected, dissected, judged, explained."""
+"""The sections of the page of `experiments.interpret` about images: projected, dissected, judged, explained."""
 
 from typing import Any
 
@@ -76,13 +76,15 @@ def projection(views: Views) -> Found:
     rows = [rgb(targets), rgb(found.images), heat(difference)]
     given = len(targets) - CONTROLS
     text = (
-        f"Top: {what + ', then ' if what else ''}{CONTROLS} samples of the generator itself; middle: the nearest images "
+        f"Top: {what + ', then ' if what else ''}{CONTROLS} samples of the generator; middle: the nearest images "
         f"that it can make; bottom: where they differ, each scaled to its largest difference."
     )
     picture = Picture("projection", report.grid(np.concatenate(rows), columns=len(targets)), text, "projections")
     decibels = psnr(found.error)
-    rows_of = [(f"image {i + 1}" if i < given else f"sample {i + 1 - given}", found.error[i] ** 0.5, decibels[i])
-               for i in range(len(targets))]  # fmt: skip
+    rows_of = [
+        (f"image {i + 1}" if i < given else f"sample {i + 1 - given}", found.error[i] ** 0.5, decibels[i])
+        for i in range(len(targets))
+    ]
     table = Table("How near they are", ("", "RMS difference (-1 to 1)", "PSNR, dB"), rows_of)
     with_features = "pixels and the discriminator's features" if subject.critic else "pixels alone"
     section = Section(
@@ -119,17 +121,26 @@ def units(views: Views) -> Found:
     rows = np.concatenate([rgb(found.before[:few]), *map(signed, changes)])
     names = ", ".join(map(str, found.units[:shown]))
     pictures = [
-        Picture("units", report.grid(rows, columns=few), "Top row: samples. Below, one row each, what becomes brighter "
-                f"(red) or darker (blue) without unit {names}, scaled to its largest.", "changes without units")
-    ]  # fmt: skip
+        Picture(
+            "units",
+            report.grid(rows, columns=few),
+            "Top row: samples. Below, one row each, what becomes brighter "
+            f"(red) or darker (blue) without unit {names}, scaled to its largest.",
+            "changes without units",
+        )
+    ]
     if found.maps.shape[2] * found.maps.shape[3] > 1:
         size = found.before.shape[1:3]
         maps = np.concatenate([heat(enlarged(m[:few], size)) for m in found.maps[:shown]])
         rows = np.concatenate([rgb(found.before[:few]), maps])
         pictures.append(
-            Picture("unit_maps", report.grid(rows, columns=few), "Where these units are active, in the same order, each "
-                    "image scaled to its largest activation.", "activations of units")
-        )  # fmt: skip
+            Picture(
+                "unit_maps",
+                report.grid(rows, columns=few),
+                "Where these units are active, in the same order, each image scaled to its largest activation.",
+                "activations of units",
+            )
+        )
     header = ["unit", "change", *(["class changes"] if moved is not None else [])]
     rows_of = [
         (int(u), float(found.change[i]), *([f"{moved[i]:.0%}"] if moved is not None else []))
@@ -138,8 +149,8 @@ def units(views: Views) -> Found:
     table = Table(f"RMS change of pixels (-1 to 1) over {n} samples without the unit", header, rows_of)
     tried = f"all {found.channels}" if len(found.units) == found.channels else f"{len(found.units)} of {found.channels}"
     text = (
-        f"Each channel of what {layer} sees is set to zero in turn ({tried} units; arXiv:1811.10597). The most important "
-        f"one changes {found.change[0] / max(np.median(found.change), 1e-9):.1f} times as much as the median unit."
+        f"Each channel of what {layer} sees is set to zero in turn ({tried} units; arXiv:1811.10597). The first "
+        f"changes {found.change[0] / max(np.median(found.change), 1e-9):.1f} times as much as the median unit."
     )
     figures: dict[str, Any] = {"layer": layer, "units": found.units, "change": found.change, "channels": found.channels}
     return Section(title, text, pictures, [table]), figures | ({} if moved is None else {"class_changes": moved})
@@ -169,7 +180,7 @@ def saliency(views: Views) -> Found:
     picture = Picture(
         "saliency",
         report.grid(np.concatenate(rows), columns=len(rows[0])),
-        f"Top: {' then '.join(sets)} images; middle: where a pixel moves the verdict, the absolute gradient; bottom: the "
+        f"Top: {' then '.join(sets)} images; middle: where a pixel moves the verdict (absolute gradient); bottom: the "
         f"same over {COPIES} noisy copies (SmoothGrad, arXiv:1706.03825).",
         "saliency maps",
     )
@@ -216,16 +227,30 @@ def this_sample(views: Views, vectors: dict[str, np.ndarray]) -> Found:
         tiles = np.concatenate([rgb(views.own_image[None]), rgb(training["image"])])
         pictures.insert(
             1,
-            Picture("explain_nearest", report.grid(tiles, columns=len(tiles)), f"Sample {number}, and the "
-                    f"{len(tiles) - 1} training images nearest to it in the classifier's features, of {len(real):,}.",
-                    "nearest training images"),
-        )  # fmt: skip
+            Picture(
+                "explain_nearest",
+                report.grid(tiles, columns=len(tiles)),
+                f"Sample {number}, and the "
+                f"{len(tiles) - 1} training images nearest to it in the classifier's features, of {len(real):,}.",
+                "nearest training images",
+            ),
+        )
         pictures.remove(alone)
         realism, typical = found.realism[0], found.distance[1:]
-        rows.append(("realism", realism, f"above {np.mean(found.realism[1:] < realism):.0%} of the samples; 1 or more: "
-                     "among real images"))  # fmt: skip
-        rows.append(("distance of the nearest training image", near.distances[0, 0],
-                     f"the samples' median is {np.median(typical):.3g}"))  # fmt: skip
+        rows.append(
+            (
+                "realism",
+                realism,
+                f"above {np.mean(found.realism[1:] < realism):.0%} of the samples; 1 or more: among real images",
+            )
+        )
+        rows.append(
+            (
+                "distance of the nearest training image",
+                near.distances[0, 0],
+                f"the samples' median is {np.median(typical):.3g}",
+            )
+        )
         figures |= {
             "realism": realism,
             "nearest": views.real.rows[near.rows[0]],
@@ -240,5 +265,10 @@ def this_sample(views: Views, vectors: dict[str, np.ndarray]) -> Found:
             rows.insert(0, ("class", shown, f"{scores.max() / scores.sum():.1%} sure"))
             figures |= {"class": best, "certainty": float(scores.max() / scores.sum())}
     table = Table(f"Sample {number} beside {len(views.images):,} others", ("", "value", ""), rows)
-    return Section("This sample explained", "What it is, where it comes from, what would change it.", pictures,
-                   [table] if rows else [], note), figures  # fmt: skip
+    return Section(
+        "This sample explained",
+        "What it is, where it comes from, what would change it.",
+        pictures,
+        [table] if rows else [],
+        note,
+    ), figures

@@ -144,11 +144,19 @@ def _found(views: Views, kind: str, title: str, text: str, found: directions.Dir
     table, figures = _effects(names, views.effect(found.vectors), {"share": list(found.share)})
     other = views.points[(views.config.sample + 1) % len(views.points)]
     pictures = [
-        Picture(f"{kind}_1", views.strip(found.vectors, views.own), f"Directions 1 to {len(names)} from the top, "
-                f"{WALKED}, through sample {views.config.sample}.", f"walks along {kind} directions"),
-        Picture(f"{kind}_2", views.strip(found.vectors, other), "The same directions through another sample.",
-                f"the same {kind} directions, another sample"),
-    ]  # fmt: skip
+        Picture(
+            f"{kind}_1",
+            views.strip(found.vectors, views.own),
+            f"Directions 1 to {len(names)} from the top, {WALKED}, through sample {views.config.sample}.",
+            f"walks along {kind} directions",
+        ),
+        Picture(
+            f"{kind}_2",
+            views.strip(found.vectors, other),
+            "The same directions through another sample.",
+            f"the same {kind} directions, another sample",
+        ),
+    ]
     return Section(title, text, pictures, [table]), figures | {"vectors": found.vectors, "share": found.share}
 
 
@@ -215,17 +223,25 @@ def jacobian(views: Views) -> Found:
     h, w, c = views.space.gan.generator.shape
     changes = found.changes.reshape(-1, h, w, c).mean(-1)
     pictures = [
-        Picture("jacobian_1", views.strip(found.directions.vectors, views.own), f"The sample along its own directions, "
-                f"the strongest on top, {WALKED}.", "walks along singular vectors"),
-        Picture("jacobian_2", report.grid(signed(changes), columns=len(changes)), "What a small step along each does: "
-                "red pixels become brighter, blue ones darker.", "left singular vectors"),
+        Picture(
+            "jacobian_1",
+            views.strip(found.directions.vectors, views.own),
+            f"The sample along its own directions, the strongest on top, {WALKED}.",
+            "walks along singular vectors",
+        ),
+        Picture(
+            "jacobian_2",
+            report.grid(signed(changes), columns=len(changes)),
+            "What a small step along each does: red pixels become brighter, blue ones darker.",
+            "left singular vectors",
+        ),
         Picture("jacobian_3", bars(found.singular[:64]), "Singular values, from the largest, 64 at most.", "bars"),
-    ]  # fmt: skip
+    ]
     n = len(found.singular)
     text = (
         f"The derivative of the image with respect to {views.space.name} at sample {views.config.sample}: its right "
         f"singular vectors are the steps that change this image most. Its effective rank (the exponential of the "
-        f"singular values' entropy) is {found.rank:.1f} of {n}; of {RANKED} other samples {ranks.mean():.1f}. The first "
+        f"singular values' entropy) is {found.rank:.1f} of {n}; of {RANKED} others {ranks.mean():.1f}. The first "
         f"direction has {found.directions.share[0]:.0%} of the squared change."
     )
     figures = {"singular": found.singular, "effective_rank": found.rank, "other_ranks": ranks}

@@ -6,7 +6,7 @@ Q is a softmax over categories, and a normal distribution over each number, whos
 nats: a category out of K has log K to tell, a number that is uniform on (-1, 1) any amount, for it can be told to any
 precision (`LEAST` bounds that).
 
-Which categories they are, the bound leaves open: any ten kinds of images will do. `invariance` asks that the category of
+Which categories they are, the bound leaves open: any ten kinds will do. `invariance` asks that the category of
 a real image stays the same when the image is turned, scaled, sheared and moved a little, which holds for digits and for
 few other divisions: the mutual information of the two categories (arXiv:1807.06653, eq. 3). It needs no labels either.
 """

@@ -1,4 +1,4 @@
-"""InfoGAN: codes that are functions of a normal latent, the bound of their information, and what is measured of them."""
+"""InfoGAN: codes that are functions of a normal latent, the bound of their information, and figures of them."""
 
 import functools
 import itertools
@@ -93,7 +93,7 @@ def test_the_bound_is_reached_by_a_perfect_reader_and_never_passed():
 
 
 def test_both_players_move_for_the_information_of_the_codes_that_made_the_images():
-    """The regularisers' metrics are the surprise of Q at the very codes of the batch, and their gradients reach both."""
+    """The regularisers' metrics are the surprise of Q at the very codes of the batch, and both move."""
     config = infogan.Config(width=2, noise=3, batch_size=4, categorical=3, continuous=1, ema=0.0)
     pair = infogan.make_pair(config, (8, 8, 1))
     game = infogan.make_game(config, pair)
@@ -218,7 +218,7 @@ def test_a_folder_without_labels(tmp_path, capfd):
         (tmp_path / "own").mkdir(exist_ok=True)
         Image.fromarray(pixels[..., 0]).save(tmp_path / "own" / f"{i}.png")
     argv = (*TINY, "--steps=2", "--seeds=1", "--eval_every=0", "--continuous=0")
-    code, out, err = call(capfd, *argv, f"--dataset=folder:{tmp_path / 'own'}", f"--workdir={tmp_path / 'run'}")
+    code, _, err = call(capfd, *argv, f"--dataset=folder:{tmp_path / 'own'}", f"--workdir={tmp_path / 'run'}")
     assert code == 0, err
     row = json.loads((tmp_path / "run" / "table.json").read_text())["seeds"]["seed-0"]
     assert "match" not in row and row["information"]["numbers"] == []
@@ -235,7 +235,7 @@ def test_wrong_calls_are_one_line(tmp_path, capfd):
         (("--test_split=tets",), "tets"),
         (("--model=dcgan",), "infogan"),
     ):
-        code, out, err = call(capfd, *argv, f"--workdir={tmp_path / 'run'}")
+        code, _, err = call(capfd, *argv, f"--workdir={tmp_path / 'run'}")
         assert code == 2 and error in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, (argv, err)
     assert call(capfd)[0] == 2  # no --workdir
     assert list(tmp_path.iterdir()) == []

@@ -110,9 +110,9 @@ def test_the_jacobian_of_a_network_by_finite_differences():
 
 @pytest.mark.parametrize("wide", [True, False], ids=["few samples", "many samples"])
 def test_ganspace_of_known_activations(wide):
-    """Points without correlation, activations M z: the components are M's left singular vectors, the steps the right."""
+    """Points without correlation, activations M z: components and steps are M's singular vectors."""
     rng = np.random.default_rng(1)
-    points = np.linalg.qr(rng.normal(size=(60, 4)) - 0)[0]
+    points = rng.normal(size=(60, 4))
     points = np.linalg.qr(points - points.mean(0))[0] * np.sqrt(59)  # covariance 1
     points = points + 3.0
     m = 200 if wide else 10
@@ -153,8 +153,8 @@ def test_a_projection_finds_the_latent_of_an_image():
     space = Space.of(gan_of(mlp.Generator((6, 6, 1), latent=3, widths=(24,), batch_norm=False), seed=3))
     z = np.asarray(jax.random.normal(jax.random.key(5), (3, 3)))
     targets = space.images(z)
-    start = dict(restarts=1, steps=1, rate=0.0, candidates=16)
-    far = project(space, targets, jax.random.key(0), **start)
+    start = {"restarts": 1, "steps": 1, "candidates": 16}
+    far = project(space, targets, jax.random.key(0), rate=0.0, **start)
     near = project(space, targets, jax.random.key(0), restarts=4, steps=400, candidates=64)
     assert near.error.max() < 1e-6 < 1e-3 < far.error.min()
     np.testing.assert_allclose(near.points, z, atol=0.02)

@@ -55,8 +55,8 @@ def ganspace(activations: np.ndarray, points: np.ndarray, k: int) -> Directions:
 def jacobian(render: Callable[[jax.Array], jax.Array], point: jax.Array, block: int = 64) -> np.ndarray:
     """dG/dp (h w c, d) at one point (d,), in blocks of columns.
 
-    A column is the transpose of the transpose, J v = (u -> Jᵀ u)ᵀ v, since convolutions on a CPU have a backward pass of
-    their own and no forward one. There are fewer columns than pixels.
+    A column is the transpose of the transpose, J v = (u -> Jᵀ u)ᵀ v, since convolutions on a CPU have a backward pass
+    of their own and no forward one. There are fewer columns than pixels.
     """
     d = point.shape[0]
 

@@ -30,7 +30,7 @@ def layers(space: Space, points: np.ndarray, label: int | None) -> dict[str, tup
 
 
 def ablate(space: Space, points: np.ndarray, labels: np.ndarray | None, layer: str, most: int = 128) -> Ablation:
-    """Each unit of `layer` set to zero at points (n, d); of more than `most` units those with the largest activations."""
+    """Each unit of `layer` set to zero at points (n, d); of more than `most` those with the largest activations."""
     at = space.at(labels)
 
     @jax.jit
@@ -42,13 +42,15 @@ def ablate(space: Space, points: np.ndarray, labels: np.ndarray | None, layer: s
     def without(points: jax.Array, mask: jax.Array) -> jax.Array:
         return edited(at, layer, lambda x: x * mask.astype(x.dtype))(points)
 
-    points = jnp.asarray(points)
-    before, activations = jax.device_get(look(points))
+    at_points = jnp.asarray(points)
+    before, activations = jax.device_get(look(at_points))
     channels = activations.shape[-1]
     spatial = activations.reshape(len(points), *(activations.shape[1:-1] or (1, 1)), channels).astype(np.float32)
     strength = np.abs(spatial).mean((0, 1, 2))
     units = np.argsort(-strength)[:most]
-    images = np.stack([np.asarray(without(points, np.ones(channels, np.float32) - np.eye(channels)[u])) for u in units])
+    images = np.stack(
+        [np.asarray(without(at_points, np.ones(channels, np.float32) - np.eye(channels)[u])) for u in units]
+    )
     change = np.sqrt(np.square(images - before).mean((1, 2, 3, 4)))
     order = np.argsort(-change)
     units = units[order]

@@ -46,6 +46,6 @@ def saliency(
         scale = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))[:, None, None, None]
         deviations = scale * jax.random.normal(jax.random.key(0) if key is None else key, (copies, *images.shape))
     variables = {"params": critic.params, **critic.variables}
-    label = None if label is None or not critic.sees_class else jnp.asarray(label, jnp.int32)
-    found = _gradients(critic.discriminator, variables, images, label, deviations)
+    seen = None if label is None or not critic.sees_class else jnp.asarray(label, jnp.int32)
+    found = _gradients(critic.discriminator, variables, images, seen, deviations)
     return np.abs(np.asarray(found)).max(-1)

@@ -33,7 +33,7 @@ class Space:
 
     @classmethod
     def of(cls, gan: Trained) -> "Space":
-        apply = gan.generator.apply
+        apply: Callable[..., Any] = gan.generator.apply
         if hasattr(gan.generator, "synthesise"):
 
             def style(variables: Any, z: jax.Array, label: Any) -> Any:

@@ -19,7 +19,7 @@ def strokes(images: np.ndarray) -> Strokes:
     """Of images (n, h, w, c) in [-1, 1]."""
     ink = (np.asarray(images, np.float64).mean(-1) + 1) / 2
     ink = ink - ink.min((1, 2), keepdims=True)
-    n, h, w = ink.shape
+    _, h, w = ink.shape
     y, x = np.arange(h, dtype=np.float64)[::-1, None], np.arange(w, dtype=np.float64)  # rows count upwards
     with np.errstate(invalid="ignore", divide="ignore"):
         mass = ink.sum((1, 2))

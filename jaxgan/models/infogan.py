@@ -39,7 +39,7 @@ class Generator(nn.Module):
     def __post_init__(self):
         if self.categorical + self.continuous > self.latent:
             raise InputError(
-                f"a latent of {self.latent} dimensions for {self.categorical} categories and {self.continuous} numbers; "
+                f"a latent of {self.latent} dimensions, {self.categorical} categories and {self.continuous} numbers; "
                 f"expected at least {self.categorical + self.continuous}"
             )
         super().__post_init__()

@@ -74,13 +74,17 @@ def regulariser(
     return [term(name, i, weights[i]) for name, i, there in wanted if there]
 
 
-def shared(p: jax.Array, q: jax.Array) -> jax.Array:
-    """Mutual information, in nats, of two categories of which images have the probabilities p and q (b, k) (ibid.)."""
+def shared(p: jax.Array, q: jax.Array, even: float = 1.0) -> jax.Array:
+    """Mutual information, in nats, of two categories of which images have the probabilities p and q (b, k) (ibid.).
+
+    even: weight of the categories' entropies (1 in eq. 3): above 1, all categories are used about as often.
+    """
     joint = p.T @ q / len(p)
     joint = jnp.maximum((joint + joint.T) / 2, 1e-12)
-    return jnp.sum(joint * (jnp.log(joint) - jnp.log(joint.sum(0)) - jnp.log(joint.sum(1))[:, None]))
+    return jnp.sum(joint * (jnp.log(joint) - even * (jnp.log(joint.sum(0)) + jnp.log(joint.sum(1))[:, None])))
 
 
+EVEN = 1.5
 TURN, SCALE, SHEAR, SHIFT = (
     math.radians(20),
     0.2,
@@ -112,6 +116,6 @@ def invariance(categorical: int, continuous: int, weight: Any) -> Regulariser:
     def function(view: View) -> tuple[jax.Array, Any]:
         output, variables = view.critic(view.key)(view.variables, warped(view.keys, view.real))
         p, q = (jax.nn.softmax(recognised(o, categorical, continuous).logits) for o in (view.real_output, output))
-        return -shared(p, q), variables
+        return -shared(p, q, EVEN), variables
 
     return Regulariser("invariance", function, "disc", weight)

@@ -146,8 +146,8 @@ def load(config: Config) -> Subject:
 
 def check_layer(config: Config, subject: Subject) -> str:
     """The layer to ablate: that of --layer, or one from the middle of those that can be; "" if there are none."""
-    points = np.asarray(subject.space.points(jax.random.key(config.seed), 3, subject.labels(3)))
-    found = dissection.layers(subject.space, points, 0 if subject.classes else None)
+    dimension = subject.space.points(jax.random.key(config.seed), 1, subject.labels(1)).shape[1]
+    found = dissection.layers(subject.space, dimension, 0 if subject.classes else None)
     if config.layer and config.layer not in found:
         raise unknown("layer", config.layer, found)
     return config.layer or (list(found)[len(found) // 2] if found else "")

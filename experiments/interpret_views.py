@@ -162,7 +162,7 @@ def _found(views: Views, kind: str, title: str, text: str, found: directions.Dir
 
 def _sefa(views: Views) -> tuple[directions.Directions, list[str]] | None:
     render = views.space.at(views.own_label)
-    layers, _ = probe.affine_layers(render, jnp.asarray(views.points[:3]))
+    layers, _ = probe.affine_layers(render, views.points.shape[1])
     if not layers:
         return None
     weight = probe.weight_of(render, layers, views.points.shape[1])
@@ -195,7 +195,7 @@ def ganspace(views: Views) -> Found:
         activations, where = points, "the styles w themselves"
     else:
         render = views.space.at(views.own_label)
-        _, later = probe.affine_layers(render, jnp.asarray(points[:3]))
+        _, later = probe.affine_layers(render, points.shape[1])
         if not later:
             why = "No layer sees anything but affine functions of the latent."
             return Section(title, "Principal components of early activations.", note=why), {}

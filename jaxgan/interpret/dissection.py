@@ -20,12 +20,12 @@ class Ablation(NamedTuple):
     channels: int  # of the layer, of which at most `most` were tried
 
 
-def layers(space: Space, points: np.ndarray, label: int | None) -> dict[str, tuple[int, ...]]:
+def layers(space: Space, dimension: int, label: int | None) -> dict[str, tuple[int, ...]]:
     """The layers with units to ablate, in order: those that see what is not affine in the point, by what they see
     (..., channels)."""
     render = space.at(label)
-    _, later = affine_layers(render, jnp.asarray(points[:3]))
-    shapes = jax.eval_shape(observed(render), jnp.asarray(points[:2]))[1]
+    _, later = affine_layers(render, dimension)
+    shapes = jax.eval_shape(observed(render), jnp.zeros((2, dimension)))[1]
     return {name: shapes[name].inputs.shape[1:] for name in later}
 
 

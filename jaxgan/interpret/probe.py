@@ -74,10 +74,12 @@ def is_affine(values: Any) -> bool:
     return bool(bend <= 1e-3 * max(np.abs(values[0] - values[1]).max(), 1e-6 * np.abs(values).max(), 1e-12))
 
 
-def affine_layers(function: Callable[[jax.Array], Any], points: jax.Array) -> tuple[list[str], list[str]]:
-    """By the values at `points` (3, d), the last of which is set to the middle of the others: names of the dense layers
-    whose outputs are affine in the point and not constant, and of all layers that see what is not affine in it."""
-    points = jnp.stack([points[0], points[1], (points[0] + points[1]) / 2])
+def affine_layers(function: Callable[[jax.Array], Any], dimension: int) -> tuple[list[str], list[str]]:
+    """Of a function of points (3, dimension), by what its layers do at two points and their middle: names of the dense
+    layers whose outputs are affine in the point and not constant, and of all layers that see what is not affine in it.
+    """
+    ends = jax.random.normal(jax.random.key(0), (2, dimension))
+    points = jnp.concatenate([ends, ends.mean(0, keepdims=True)])
     _, seen = jax.jit(observed(function))(points)
     first, later = [], []
     for name, (x, y) in seen.items():

@@ -67,8 +67,8 @@ class Config(Common):
 PRESETS: dict[str, dict[str, Any]] = {
     # The default: 8x8 digits inside the installation.
     "infogan_digits": {},
-    # Appendix C.1: one category of ten, two numbers, 62 of noise; a quarter of the width. The paper has no --invariance,
-    # 2e-4 for the discriminator and λ .1 for the numbers.
+    # Appendix C.1: one category of ten, two numbers, 62 of noise; a quarter of the width. The paper has no
+    # --invariance, 2e-4 for the discriminator and λ .1 for the numbers.
     "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 4000},
 }
 
@@ -86,8 +86,6 @@ def check(config: Config) -> None:
         raise InputError("--categorical=1: one category has nothing to tell; expected 0 for none, or at least 2")
     if not config.categorical and not config.continuous:
         raise InputError("--categorical=0 --continuous=0 leaves no code; experiments.image trains without")
-    if config.invariance and not config.categorical:
-        raise InputError(f"--invariance={config.invariance} is of a category; expected --categorical=10 with it")
     for name in ("learning_rate", "gen_learning_rate"):
         if getattr(config, name) <= 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected more than 0")
@@ -131,7 +129,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
         for player in ("disc", "gen")
         for term in information.regulariser(player, pair.generator.codes, *kinds, weights)
     ]
-    terms += [information.invariance(*kinds, config.invariance)] if config.invariance else []
+    terms += [information.invariance(*kinds, config.invariance)] if config.invariance and config.categorical else []
     return adversarial.game(
         pair,
         lookup.member("loss", config.loss, losses, losses.Loss),

@@ -64,7 +64,8 @@ def check(config: Config) -> epath.Path:
     least = {"sample": 0, "directions": 1, "units": 1, "num": 16, "restarts": 1, "projection_steps": 1}
     most = {"sample": 2**20, "directions": 64, "units": 4096, "num": 100_000, "restarts": 256}
     for name, low in least.items():
-        if not low <= getattr(config, name) <= (high := most.get(name, 10**6)):
+        high = most.get(name, 10**6)
+        if not low <= getattr(config, name) <= high:
             raise InputError(f"--{name}={getattr(config, name)}: expected {low} to {high:,}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")

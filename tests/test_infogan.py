@@ -12,7 +12,7 @@ import scipy.stats
 from PIL import Image
 
 import jaxgan
-from experiments import generate, infogan
+from experiments import generate, infogan, interpret
 from jaxgan import adversarial, critic, data, information
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify
@@ -20,6 +20,7 @@ from jaxgan.metrics.clusters import matching
 from jaxgan.metrics.strokes import correlations, strokes
 from jaxgan.models.infogan import Discriminator, Generator
 from tests import runs
+from tests.pages import self_contained
 from tests.runs import compile_quickly
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -211,6 +212,24 @@ def test_seeds_one_after_the_other_and_a_table(trained, tmp_path, capfd):
     assert runs.here(capfd, f"--run={workdir}/seed-1", f"--out={tmp_path}/x.png", script=generate)[0] == 0
     code, _, err = call(capfd, *argv, "--seeds=2", "--categorical=5")
     assert code == 2 and "categorical is '10' there, '5' here" in err
+
+
+def test_the_page_of_its_codes(trained, tmp_path, capfd):
+    workdir, argv = trained
+    if not (workdir / "seed-0").exists():
+        assert call(capfd, *argv, "--seeds=1")[0] == 0
+    short = ("--num=48", "--directions=2", "--restarts=2", "--projection_steps=3", "--units=3")
+    page = tmp_path / "page"
+    code, _, err = runs.here(capfd, f"--run={workdir}/seed-0", f"--out={page}", *short, script=interpret)
+    assert code == 0, err
+    text = (page / "index.html").read_text()
+    self_contained(text)
+    assert "The codes" in text and (page / "codes_2.png").exists()
+    report = json.loads((page / "report.json").read_text())
+    assert report["space"] == "codes" and 0 < report["traversals"]["purity"] <= 1
+    assert set(report["saliency"]["verdicts"]) == {"real", "generated"} and "verdict" in report["explained"]
+    code, _, err = runs.here(capfd, f"--run={workdir}", f"--out={tmp_path / 'other'}", script=interpret)
+    assert code == 2 and "is not a run" in err and not (tmp_path / "other").exists()
 
 
 def test_a_folder_without_labels(tmp_path, capfd):

@@ -1,10 +1,7 @@
 """Directions, units, projections and saliency against what is known by hand, and the page that shows them."""
 
-import base64
 import functools
-import html.parser
 import importlib
-import io
 import json
 
 import flax.linen as nn
@@ -14,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import gmmn, image, infogan, interpret
+from experiments import image, interpret
 from jaxgan import data, page
 from jaxgan.critic import Critic
 from jaxgan.interpret import directions, dissection, probe
@@ -25,6 +22,7 @@ from jaxgan.metrics import classify
 from jaxgan.models import mlp
 from jaxgan.trained import Trained
 from tests import runs
+from tests.pages import self_contained
 from tests.runs import compile_quickly
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -250,38 +248,6 @@ def test_every_family_has_a_space_first_layers_and_units(name):
 # --- the page
 
 
-class Reader(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.images, self.links, self.open = [], [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in ("meta", "img", "!doctype"):
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "src":
-                self.images.append(value)
-            if name in ("href", "action", "data", "poster", "srcset", "style"):
-                self.links.append(value)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def self_contained(text):
-    """Pictures of a page that is whole, and needs nothing from elsewhere."""
-    found = Reader(text)
-    assert not found.open and not {"script", "link", "iframe", "object"} & set(found.tags)
-    assert all(link.startswith("#") for link in found.links)
-    assert "url(" not in text and "@import" not in text
-    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
-    prefix = "data:image/png;base64,"
-    assert all(source.startswith(prefix) for source in found.images)
-    return [Image.open(io.BytesIO(base64.b64decode(source[len(prefix) :]))) for source in found.images]
-
-
 def test_a_page_is_one_file():
     array = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
     sections = [
@@ -296,40 +262,39 @@ def test_a_page_is_one_file():
 
 SHORT = ("--num=48", "--directions=2", "--restarts=2", "--projection_steps=3", "--units=3")
 call = functools.partial(runs.here, script=interpret)
-OPTIONS = ("--steps=2", "--steps_per_call=2", "--eval_every=0", "--sample_every=0", "--notensorboard", "--batch_size=8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    before, classify.STEPS = classify.STEPS, 20
-    yield tmp_path_factory.mktemp("runs")
-    classify.STEPS = before
+def run(tmp_path_factory):
+    """A conditional run, which forgot its discriminator."""
+    folder = tmp_path_factory.mktemp("runs") / "mlp"
+    options = {"steps": 2, "steps_per_call": 2, "eval_every": 0, "sample_every": 0, "tensorboard": False}
+    image.main(image.Config(workdir=str(folder), model="mlp", conditional=True, latent=6, batch_size=8, **options))
+    config = json.loads((folder / "config.json").read_text())
+    del config["networks"]["discriminator"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
-def run_of(script, folder, name, *argv):
-    if not (folder / name).exists():
-        config = interpret.flags.parse(script.Config, script.PRESETS, [*OPTIONS, *argv, f"--workdir={folder / name}"])
-        script.main(config)
-    return folder / name
-
-
-def test_a_conditional_run_and_images_of_ones_own(folder, tmp_path, capfd):
-    run = run_of(image, folder, "mlp", "--model=mlp", "--conditional", "--latent=6")
+def test_a_run_without_a_discriminator_and_an_image_of_ones_own(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(classify, "STEPS", 20)
     pixels = data.load("digits").read(np.arange(1))["image"][0, ..., 0]
     Image.fromarray(pixels).resize((20, 16)).convert("RGB").save(tmp_path / "own.jpg")
     argv = (f"--run={run}", *SHORT, f"--image={tmp_path / 'own.jpg'}", "--sample=5")
     code, out, err = call(capfd, *argv, f"--out={tmp_path / 'page'}")
     assert code == 0 and "index.html" in out, err
-    pictures = self_contained((tmp_path / "page" / "index.html").read_text())
+    text = (tmp_path / "page" / "index.html").read_text()
+    pictures = self_contained(text)
     files = {p.name for p in (tmp_path / "page").iterdir()}
     assert len(files) == len(pictures) + 2 and min(p.width for p in pictures) > 50
+    assert "There is no discriminator to ask" in text and "names no discriminator" in text
     report = json.loads((tmp_path / "page" / "report.json").read_text())
     assert np.shape(report["sefa"]["vectors"]) == np.shape(report["ganspace"]["vectors"]) == (2, 6)
     np.testing.assert_allclose(np.linalg.norm(report["sefa"]["vectors"], axis=1), 1, rtol=1e-5)
     assert len(report["projection"]["psnr"]) == 1 and len(report["projection"]["psnr_of_samples"]) == 2
     assert 1 <= report["jacobian"]["effective_rank"] <= 6 and len(report["units"]["units"]) == 3
     assert len(report["explained"]["nearest"]) == 6 and report["explained"]["realism"] > 0
-    assert set(report["saliency"]["verdicts"]) == {"real", "generated"}
+    assert "verdicts" not in report["saliency"] and "verdict" not in report["explained"]
     # Nothing is replaced that was not asked for, and nothing that is not ours.
     assert call(capfd, *argv, f"--out={tmp_path / 'page'}")[0] == 2
     (tmp_path / "page" / "mine.txt").write_text("x")
@@ -337,31 +302,7 @@ def test_a_conditional_run_and_images_of_ones_own(folder, tmp_path, capfd):
     assert code == 2 and "mine.txt" in err and (tmp_path / "page" / "index.html").exists()
 
 
-def test_the_codes_of_an_infogan(folder, tmp_path, capfd):
-    run = run_of(infogan, folder, "infogan", "--width=2", "--noise=3", "--seeds=1") / "seed-0"
-    code, _, err = call(capfd, f"--run={run}", *SHORT, f"--out={tmp_path / 'page'}")
-    assert code == 0, err
-    text = (tmp_path / "page" / "index.html").read_text()
-    self_contained(text)
-    assert "The codes" in text and (tmp_path / "page" / "codes_2.png").exists()
-    report = json.loads((tmp_path / "page" / "report.json").read_text())
-    assert report["space"] == "codes" and 0 < report["traversals"]["purity"] <= 1
-
-
-def test_a_run_without_a_discriminator(folder, tmp_path, capfd):
-    run = run_of(gmmn, folder, "gmmn", "--space=pixels", "--widths=8,8")
-    np.savez(tmp_path / "other.npz", image=np.zeros((20, 8, 8, 1), np.uint8))
-    code, _, err = call(capfd, f"--run={run}", *SHORT, f"--out={tmp_path / 'page'}")
-    assert code == 0, err
-    text = (tmp_path / "page" / "index.html").read_text()
-    self_contained(text)
-    assert "There is no discriminator to ask" in text and "No layer is affine in z" in text
-    report = json.loads((tmp_path / "page" / "report.json").read_text())
-    assert "verdicts" not in report["saliency"] and "verdict" not in report["explained"]
-
-
-def test_wrong_calls_are_one_line(folder, tmp_path, capfd):
-    run = run_of(image, folder, "mlp", "--model=mlp", "--conditional", "--latent=6")
+def test_wrong_calls_are_one_line(run, tmp_path, capfd):
     (tmp_path / "text.png").write_text("no image")
     np.savez(tmp_path / "large.npz", image=np.zeros((20, 9, 9, 1), np.uint8))
     (tmp_path / "toy").mkdir()

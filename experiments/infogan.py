@@ -23,7 +23,20 @@ import numpy as np
 import optax
 from etils import epath
 
-from jaxgan import adversarial, data, files, flags, information, lookup, loop, losses, parallel, penalties, report
+from jaxgan import (
+    adversarial,
+    data,
+    files,
+    flags,
+    information,
+    lookup,
+    loop,
+    losses,
+    parallel,
+    penalties,
+    report,
+    schedule,
+)
 from jaxgan import workdir as directories
 from jaxgan.config import Common
 from jaxgan.errors import InputError
@@ -52,7 +65,10 @@ class Config(Common):
     learning_rate: float = option(5e-4, "of the discriminator's Adam, and of Q's, which shares its trunk")
     gen_learning_rate: float = option(1e-3, "of the generator's Adam")
     information: float = option(1.0, "λ of the category's mutual information")
-    information_numbers: float = option(0.2, "λ of that of the continuous codes")
+    information_numbers: tuple[float, ...] = option(
+        (0.0, 0.25), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
+    )
+    anneal_images: float = option(160_000.0, "images over which start,end values move, along a half cosine")
     invariance: float = option(
         3.0,
         "λ of the information that the category of a real image has of that of a warped copy; 0: none, as published",
@@ -76,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in their words."""
     least = {"seeds": 1, "categorical": 0, "continuous": 0, "noise": 0, "width": 1, "eval_samples": 2}
-    for name in (*least, "information", "information_numbers", "invariance", "r1", "ema"):
+    for name in (*least, "information", "invariance", "r1", "ema"):
         if getattr(config, name) < least.get(name, 0):
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {least.get(name, 0)}")
     for name in ("categorical", "continuous", "noise", "width"):
@@ -86,7 +102,11 @@ def check(config: Config) -> None:
         raise InputError("--categorical=1: one category has nothing to tell; expected 0 for none, or at least 2")
     if not config.categorical and not config.continuous:
         raise InputError("--categorical=0 --continuous=0 leaves no code; experiments.image trains without")
-    for name in ("learning_rate", "gen_learning_rate"):
+    numbers = config.information_numbers
+    if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
+        given = ",".join(map(str, numbers))
+        raise InputError(f"--information_numbers={given}: expected one value of 0 or more, or start,end")
+    for name in ("learning_rate", "gen_learning_rate", "anneal_images"):
         if getattr(config, name) <= 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected more than 0")
     if config.seed + config.seeds > 2**32:
@@ -122,7 +142,7 @@ def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:
 def make_game(config: Config, pair: adversarial.Pair) -> Game:
     """min over G and Q, max over D of V(D, G) - λ L_I(G, Q) (eq. 6): both players step down -λ L_I, D by its head Q."""
     kinds = config.categorical, config.continuous
-    weights = (config.information, config.information_numbers)
+    weights = (config.information, schedule.anneal(config.information_numbers, config.anneal_images))
     adam = functools.partial(optax.adam, b1=0.5)
     terms = [
         term

@@ -4,7 +4,7 @@
 
 Q is a softmax over categories, and a normal distribution over each number, whose mean and deviation it tells. All in
 nats: a category out of K has log K to tell, a number that is uniform on (-1, 1) any amount, for it can be told to any
-precision (`LEAST` bounds that).
+precision. `LEAST` bounds that: rewarded for more, a generator hides codes in images instead of drawing digits.
 
 Which categories they are, the bound leaves open: any ten kinds will do. `invariance` asks that the category of
 a real image stays the same when the image is turned, scaled, sheared and moved a little, which holds for digits and for
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxgan.regularisers import Regulariser, View
 
-LEAST, MOST = math.log(0.2), 1.0  # of a log standard deviation; without a bound one code could outweigh everything
+LEAST, MOST = math.log(0.5), 1.0  # of a log standard deviation: a code told exactly would outweigh everything
 
 
 class Recognised(NamedTuple):

@@ -109,6 +109,10 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
 def load(config: Config) -> Subject:
     """The run and what there is beside its generator; for what there is not, why."""
     stored = flags.read(files.reach(config.run))["config"]
+    for flag in evaluate.DATA:
+        own = getattr(evaluate.Config, flag)
+        if type(found := stored.get(flag, own)) is not type(own):
+            raise InputError(f"the {flag} of {config.run} is {str(found)[:60]!r}; expected {type(own).__name__}")
     gan = trained.load(config.run, step=config.step, allow=config.allow_code)
     shape, classes = tuple(gan.generator.shape), gan.generator.num_classes
     if config.label is not None and not classes:
@@ -198,7 +202,12 @@ def write(out: epath.Path, document: str, report: str, sections: list[page.Secti
         if not remote:
             if out.exists():
                 out.rename(old)
-            part.rename(out)
+            try:
+                part.rename(out)
+            except OSError:
+                if old.exists():
+                    old.rename(out)
+                raise
     except OSError as error:
         raise InputError(f"cannot write --out={os.fspath(out)}: {error.strerror or error}") from None
     finally:

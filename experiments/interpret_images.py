@@ -189,10 +189,7 @@ def saliency(views: Views) -> Found:
         ("images", "mean", "standard deviation"),
         [(name, *values) for name, values in verdicts.items()],
     )
-    note = ""
-    if critic.discriminator.mixes_batch and "minibatch" in (type(critic.discriminator).__doc__ or ""):
-        note = "Its verdict depends on the other images of a batch too."
-    return Section(title, "Bright pixels are those that the verdict depends on.", [picture], [table], note), {
+    return Section(title, "Bright pixels are those that the verdict depends on.", [picture], [table]), {
         "verdicts": verdicts
     }
 

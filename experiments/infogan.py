@@ -205,10 +205,16 @@ def reader(config: Config, source: data.Source) -> Reader | None:
     """None where there are no classes to tell. It is trained on the data's labels, which the game never sees."""
     if source.num_classes < 2 or not config.categorical:
         return None
+    test = load(config, config.test_split) if config.test_split else None
+    if test is not None and (test.shape, test.num_classes) != (source.shape, source.num_classes):
+        raise InputError(
+            f"--test_split={config.test_split}: images {test.shape} of {test.num_classes} classes, where those of "
+            f"--split={config.split} are {source.shape} of {source.num_classes}"
+        )
     found = judge.train(source, MEASURED, loop.cache_dir())
     accuracy = found.accuracy
-    if config.test_split:
-        real = data.read_all(load(config, config.test_split))
+    if test is not None:
+        real = data.read_all(test)
         _, guessed = classify.look(found.classifier, found.params, classify.scaled(real["image"]))
         accuracy = float(np.mean(guessed == real["label"]))
     print(f"a classifier tells the labels of real images it has not seen with {accuracy:.1%} accuracy", file=sys.stderr)

@@ -67,13 +67,15 @@ def traversals(views: Views) -> Found:
         ends = views.at_class(np.concatenate([few - step, few + step]))
         change[i] = np.sqrt(np.square(ends[len(few) :] - ends[: len(few)]).mean())
     axes = np.argsort(-change)[: views.config.directions]
+    effects = dict(zip(axes.tolist(), views.effect(np.eye(len(change))[axes]), strict=True))
+    axes = np.array(sorted(effects, key=lambda i: -effects[i].change))
     vectors = np.eye(len(change))[axes]
-    name, table, figures = "walks along axes", *_effects([f"axis {i}" for i in axes], views.effect(vectors))
+    table, figures = _effects([f"axis {i}" for i in axes], [effects[i] for i in axes])
     text = (
         f"Each row changes one coordinate of {SPACES[views.space.name].split(',')[0]} {WALKED}, the others staying as "
         f"they are in sample {views.config.sample} (middle column). Shown are the {len(axes)} axes that change most."
     )
-    picture = Picture("axes", views.strip(vectors, views.own), text, name)
+    picture = Picture("axes", views.strip(vectors, views.own), text, "walks along axes")
     spread = (
         f"The largest axis changes an image {change.max() / max(change.min(), 1e-9):.1f} times as much as the least."
     )

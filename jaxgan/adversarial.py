@@ -86,10 +86,13 @@ class Pair:
     def label(self, batch: Batch) -> jax.Array | None:
         return batch["label"] if self.conditional else None
 
+    def latents(self, batch: Batch, key: jax.Array) -> jax.Array:
+        """Those (b, latent) that `generate` makes images of with this key."""
+        return latents(jax.random.split(key)[0], batch["row"], self.generator.latent)
+
     def generate(self, params: Any, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         """Training-mode images (b, h, w, c) and the generator's new variables."""
-        z_key, noise_key = jax.random.split(key)
-        z = latents(z_key, batch["row"], self.generator.latent)
+        z, noise_key = self.latents(batch, key), jax.random.split(key)[1]
         return _apply(self.generator, params, variables, noise_key, batch, z, self.label(batch), remat=self.remat)
 
     def critic(self, params: Any, state: State, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
@@ -183,7 +186,17 @@ def disc_loss(
         total += at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
     view = View(
-        params["disc"], variables, real, fake, real_output, fake_output, pair.label(batch), mix_keys, critic, mix_key
+        params["disc"],
+        variables,
+        real,
+        fake,
+        real_output,
+        fake_output,
+        pair.label(batch),
+        mix_keys,
+        critic,
+        mix_key,
+        pair.latents(batch, z_key),
     )
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (metrics | terms, {"disc": variables})
@@ -242,6 +255,7 @@ def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, re
         keys,
         critic,
         real_key,
+        pair.latents(batch, z_key),
     )
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (terms, {"gen": variables})

@@ -35,6 +35,7 @@ class View(NamedTuple):
     keys: jax.Array  # (b,), one an image
     critic: Callable[[jax.Array], Critic]
     key: jax.Array
+    z: Any = None  # (b, latent) of `fake`
 
 
 def logit(output: jax.Array) -> jax.Array:

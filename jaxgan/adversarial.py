@@ -185,19 +185,8 @@ def disc_loss(
         value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
         total += at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
-    view = View(
-        params["disc"],
-        variables,
-        real,
-        fake,
-        real_output,
-        fake_output,
-        pair.label(batch),
-        mix_keys,
-        critic,
-        mix_key,
-        pair.latents(batch, z_key),
-    )
+    seen, z = (real, fake, real_output, fake_output), pair.latents(batch, z_key)
+    view = View(params["disc"], variables, *seen, pair.label(batch), mix_keys, critic, mix_key, z)
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (metrics | terms, {"disc": variables})
 
@@ -244,19 +233,8 @@ def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, re
     fake_output, _ = critic(fake_key)(disc.variables, fake)
     total = jnp.mean(loss.gen(logit(fake_output), real_logits))
     keys = image_keys(real_key, batch["row"])
-    view = View(
-        params["gen"],
-        variables,
-        batch["image"],
-        fake,
-        real_output,
-        fake_output,
-        pair.label(batch),
-        keys,
-        critic,
-        real_key,
-        pair.latents(batch, z_key),
-    )
+    seen, z = (batch["image"], fake, real_output, fake_output), pair.latents(batch, z_key)
+    view = View(params["gen"], variables, *seen, pair.label(batch), keys, critic, real_key, z)
     extra, variables, terms = _regularised(regularisers, view, state)
     return total + extra, (terms, {"gen": variables})
 

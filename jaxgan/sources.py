@@ -53,17 +53,18 @@ class Source:
 
     def subset(self, rows: np.ndarray) -> "Source":
         """The examples at these places, in their order, repetitions included."""
-        rows = np.asarray(rows)
-        read = self.read
-        return dataclasses.replace(
-            self, num_examples=len(rows), read=lambda indices: read(rows[indices]), identity=None
-        )
+        rows, read = np.asarray(rows), self.read
+        names = tuple(self.files[i] for i in rows) if self.files else ()
+
+        def chosen(indices: np.ndarray) -> dict[str, np.ndarray]:
+            return read(rows[indices])
+
+        return dataclasses.replace(self, num_examples=len(rows), read=chosen, identity=None, files=names)
 
     def only(self, classes: Sequence[int]) -> "Source":
         """The examples of these classes, which become 0, 1, ... in the order given. Reads every label, and so image."""
-        for wrong in [k for k in classes if not 0 <= k < self.num_classes] or [
-            k for k in classes if classes.count(k) > 1
-        ]:
+        strange = [k for k in classes if not 0 <= k < self.num_classes]
+        for wrong in strange or [k for k in classes if classes.count(k) > 1]:
             known = f"the classes 0 to {self.num_classes - 1}, each once" if self.num_classes else "no labels"
             raise InputError(f"class {wrong} of {self.name}: expected some of what it has, {known}")
         place = np.full(self.num_classes, -1, np.int32)

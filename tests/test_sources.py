@@ -117,6 +117,16 @@ class Remote:
         return self.local.relative_to(other.local)
 
 
+def test_a_subset_keeps_its_files(tmp_path):
+    for name in "abc":
+        Image.new("L", (4, 4), ord(name)).save(tmp_path / f"{name}.png")
+    source = data.load(f"folder:{tmp_path}", size="4", channels=1)
+    part = source.subset(np.array([2, 0, 2]))
+    assert source.files == ("a.png", "b.png", "c.png") and part.files == ("c.png", "a.png", "c.png")
+    again = part.subset(np.array([1]))
+    assert again.files == ("a.png",) and again.read(np.array([0]))["image"][0, 0, 0, 0] == ord("a")
+
+
 def test_a_remote_folder_is_walked_like_a_local_one(tmp_path):
     for name in ("a/1.png", "a/deep/2.JPG", "b/3.webp", "b/.hidden.png", ".cache/4.png"):
         save(tmp_path / name, np.zeros((2, 2), np.uint8))

@@ -169,7 +169,7 @@ def encoded(config: Config, table: Table, test: Table | None, seed: int, halves:
             f"{table.name} has {len(rows)} normal rows, {len(train)} to train on and {held.sum()} to hold out; "
             f"expected at least {LEAST} of each"
         )
-    known = encoding.fit(table.take(train), config.categorical, config.missing)
+    known = encoding.fit(table, config.categorical, config.missing, train)
     seen, outside = (known.encode(table.take(part))[0] for part in (train, kept[held]))
     if table.anomalous is None:
         return Task(known, seen, outside, None, None)

@@ -169,7 +169,7 @@ def encoded(config: Config, table: Table, test: Table | None, seed: int, halves:
             f"{table.name} has {len(rows)} normal rows, {len(train)} to train on and {held.sum()} to hold out; "
             f"expected at least {LEAST} of each"
         )
-    known = encoding.fit(table.take(train), config.categorical, config.missing)
+    known = encoding.fit(table, config.categorical, config.missing, train)
     seen, outside = (known.encode(table.take(part))[0] for part in (train, kept[held]))
     if table.anomalous is None:
         return Task(known, seen, outside, None, None)
@@ -315,7 +315,7 @@ def benchmark(config: Config) -> None:
     """One case a table and repeat, each kept in a file, so that the same command goes on where it was stopped."""
     devices = parallel.devices_for(config.batch_size, config.devices)
     found = {path: read(config, path) for path in config.table}
-    names = {path: re.sub(r"[^A-Za-z0-9]+", "-", PurePath(path).name.split(".")[0]) for path in found}
+    names = {path: re.sub(r"[^A-Za-z0-9_]+", "-", PurePath(path).name.split(".")[0]) for path in found}
     if len(set(names.values())) < len(names):
         raise InputError(f"--table={','.join(config.table)}: two tables of one name")
     test = read(config, config.test_table) if config.test_table else None

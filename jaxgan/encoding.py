@@ -128,12 +128,15 @@ def from_json(stored: Any) -> Encoding:
         raise InputError(f"the run keeps no encoding of a table ({str(error)[:100]}); expected one of a fit") from None
 
 
-def fit(table: Table, categorical: Sequence[str] = (), missing: str = "error") -> Encoding:
-    """The encoding of a table's columns, by its own rows.
+def fit(
+    table: Table, categorical: Sequence[str] = (), missing: str = "error", rows: np.ndarray | None = None
+) -> Encoding:
+    """The encoding of a table's columns, by the rows at these places (m,), or by all.
 
     categorical: columns whose values are categories, by name or number; "auto": those that hold words.
     missing: what to do about missing values, then and later: an error, drop the row, or take the column's median.
-    Raises InputError for words that are not said to be categories, and for values that are missing or infinite.
+    Raises InputError for words that are not said to be categories, and for values that are missing or infinite, in any
+    row of the table.
     """
     named = {table.place(column, "--categorical") for column in categorical if column != AUTO}
     if AUTO in categorical:
@@ -142,7 +145,8 @@ def fit(table: Table, categorical: Sequence[str] = (), missing: str = "error") -
         if column.numbers is None and i not in named:
             raise _words(table, column)
     # Each column by the rows that it has; a row is dropped only from what is encoded.
-    kept = table if missing == "median" else table.take(whole(table, missing))
+    places = np.arange(table.rows) if missing == "median" else whole(table, missing)
+    kept = table.take(places if rows is None else np.intersect1d(places, rows))
     columns: list[Numbers | Words] = []
     for i, column in enumerate(kept.columns):
         if i in named:

@@ -144,6 +144,14 @@ def test_encoding_by_hand(tmp_path):
     np.testing.assert_allclose(new, [[0, 0, 0, 1, 0, np.arcsinh(4)]], atol=1e-7)
 
 
+def test_rows_that_are_fitted_to(tmp_path):
+    """Others have no part in it, but a hole among them is one all the same, under its own number."""
+    found = table(tmp_path, ["1", "100", "3", "8"])
+    assert encoding.fit(found, rows=np.array([3, 0, 2])) == encoding.fit(found.take(np.array([0, 2, 3])))
+    with pytest.raises(InputError, match="row 2, column '0' is missing"):
+        encoding.fit(table(tmp_path, ["1", "2", "?", "4"]), rows=np.array([3, 0]))
+
+
 def test_tails_keep_their_order():
     """Where a clipped score would make one of all."""
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 import jaxgan
-from experiments import augment, augment_filter, augment_report, image
+from experiments import augment, augment_filter, augment_report
 from jaxgan import data
 from jaxgan.errors import InputError
 from jaxgan.metrics import recipe, rejection
@@ -328,8 +329,6 @@ def wrong(worth, tmp_path_factory):
         for name in ("cat", "dog"):
             (place / "mixed" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.zeros((side, 8), np.uint8)).save(place / "mixed" / name / f"{i}.png")
-    common = {"steps": 1, "batch_size": 8, "eval_every": 0, "sample_every": 0, "tensorboard": False, "model": "mlp"}
-    image.main(image.Config(workdir=str(place / "unconditional"), **common))
     shutil.copytree(worth / "gan-4-seed0", place / "ten")
     shutil.copytree(worth / "gan-4-seed0", place / "hinge")
     config = place / "hinge" / "config.json"
@@ -349,7 +348,6 @@ def wrong(worth, tmp_path_factory):
         (("--dataset=folder:{}/mixed",), "--size"),
         (("--dataset=folder:{}/none",), "no folder"),
         (("--test_split=train",), "no training sees"),
-        (("--run={}/unconditional",), "images of no class"),
         (("--run={}/ten", "--dataset=npz:{}/three.npz", "--per_class=2"), "(8, 8, 1) of 10 classes"),
         (("--run={}/hinge", "--filter=rejection"), "no density ratios"),
         (("--run={}/empty",), "is not a run"),
@@ -376,6 +374,13 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(argv, words, wrong, tm
     code, out, err = here(capfd, *SHORT, f"--workdir={tmp_path / 'run'}", *argv)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     assert words in err and not list(tmp_path.iterdir()), err
+
+
+def test_a_run_without_classes_teaches_nothing(monkeypatch):
+    bare = SimpleNamespace(generator=SimpleNamespace(shape=(8, 8, 1), num_classes=0))
+    monkeypatch.setattr(augment.trained, "load", lambda *_, **__: bare)
+    with pytest.raises(InputError, match="images of no class"):
+        augment.given(augment.Config(run="bare"), data.load("digits"))
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capfd):

@@ -71,7 +71,15 @@ def test_held_out_images_are_others():
 
 here = functools.partial(runs.here, script=transfer)
 SMALL = {"steps": 4, "width": 4, "latent": 8, "batch_size": 8}
-TINY = ("--eval_samples=20", "--steps=4", "--evaluations=4", "--mining_steps=2", "--num_images=6", "--anchors=3", "--seed=1")
+TINY = (
+    "--eval_samples=20",
+    "--steps=4",
+    "--evaluations=4",
+    "--mining_steps=2",
+    "--num_images=6",
+    "--anchors=3",
+    "--seed=1",
+)
 
 
 @pytest.fixture(scope="module")

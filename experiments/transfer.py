@@ -66,7 +66,9 @@ class Config:
     eval_samples: int = option(1000, "samples of an evaluation")
     batch_size: int = option(0, "images a step; 0: as the source")
     learning_rate: tuple[float, ...] = option((), "of both players: one value, or start,end; empty: as the source")
-    tuned_learning_rate: tuple[float, ...] = option((1e-3,), "that of the methods that do not start from scratch")
+    tuned_learning_rate: tuple[float, ...] = option(
+        (1e-3, 1e-4), "that of the methods that do not start from scratch: one value, or start,end over --tuned_steps"
+    )
     augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
     ema: tuple[float, ...] = option((1000.0,), "half-life of the generator's average, in images; empty: none")
     frozen_layers: int = like("frozen_layers")
@@ -237,7 +239,9 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         steps = config.steps if method == "scratch" else config.tuned_steps
         every = max(steps // config.evaluations, 1)
         rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
-        rates = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
+        rates: dict[str, Any] = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
+        if method != "scratch" and len(rate) > 1:
+            rates["anneal_images"] = float(steps * (config.batch_size or origin.config.batch_size))
         yield Run(
             **flags_there
             | {name: getattr(config, name) for name in (*given, *METHODS[method])}

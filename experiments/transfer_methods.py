@@ -22,8 +22,8 @@ from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, Player, State
 from jaxgan.graft import Change, graft
 from jaxgan.models.mined import Generator as Mined
-from jaxgan.trained import Trained, network
 from jaxgan.trained import load as load_generator
+from jaxgan.trained import network
 
 # The methods, and the flags that only they know.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -59,7 +59,6 @@ class Origin:
     generator: Any
     discriminator: Any
     players: dict[str, Any] | None = None
-    trained: Trained | None = None
 
 
 def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
@@ -73,7 +72,7 @@ def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
         names = [line.removeprefix("--").partition("=")[0] for line in lines]
         own = [x for x, name in zip(lines, names, strict=True) if {name, name.removeprefix("no")} & known]
         config = flags.parse(image.Config, {}, own)
-    except (OSError, InputError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"the flags.txt of {str(run)!r} is not that of a run of experiments.image: {error}") from None
     if ":" in config.loss and not allow:
         raise InputError(
@@ -82,7 +81,7 @@ def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
     if isinstance(gan.generator, Mined):
         raise InputError(f"the generator of {str(run)!r} is behind a miner; expected a run that it can be mined from")
     players = checkpoint.read(directory / "checkpoints", step)["players"]
-    return Origin(config, gan.generator, judge.discriminator, players, gan)
+    return Origin(config, gan.generator, judge.discriminator, players)
 
 
 class Target(NamedTuple):

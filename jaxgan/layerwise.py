@@ -35,8 +35,8 @@ def outputs(call: Callable[[], T], weights: Mapping[str, Any]) -> tuple[T, dict[
 def depths(module: nn.Module, variables: Mapping[str, Any], *inputs: Any, **options: Any) -> dict[str, int]:
     """{name of a parameter: the layer, from 1, that it belongs to}, by a pass of shapes alone.
 
-    What has no layer of its own, like the gains of a normalisation, belongs to the layer called last before it; 0: to
-    none, being called before any.
+    What has no layer of its own, like the gains of a normalisation, belongs to the layer called last before it. Arrays
+    of the network itself belong to the last: where between the layers they are used is not to be seen.
     """
     flat = leaves.names(variables["params"])
     owners = {name.rpartition("/")[0] for name, x in flat if getattr(x, "ndim", 0) >= 2} - {""}
@@ -50,4 +50,5 @@ def depths(module: nn.Module, variables: Mapping[str, Any], *inputs: Any, **opti
 
     with nn.intercept_methods(look):
         jax.eval_shape(lambda variables, *x: module.apply(variables, *x, **options), variables, *inputs)
+    at[""] = max(at.values())
     return {name: at[name.rpartition("/")[0]] for name, _ in flat}

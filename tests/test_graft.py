@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgan import correspondence, graft, layerwise, trained
+from jaxgan import correspondence, graft, layerwise, lookup, models, trained
 from jaxgan.errors import InputError
 from jaxgan.models import dcgan, mined, mlp
 
@@ -125,6 +125,19 @@ def test_layers_from_the_image_on():
     dense = variables["params"]["Dense_0"]
     expected = np.where(normed > 0, normed, 0.2 * normed).reshape(2, -1) @ dense["kernel"] + dense["bias"]
     np.testing.assert_allclose(expected[:, 0], logits, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [name for name in lookup.names(models) if name != "inception"])
+def test_every_discriminator_has_layers_to_freeze(model):
+    home = lookup.module("model", model, models, ())
+    if not hasattr(home, "Discriminator"):
+        pytest.skip("it has no discriminator")
+    disc = home.Discriminator((32, 32, 3), num_classes=3)
+    x, label = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32), jax.ShapeDtypeStruct((2,), np.int32)
+    variables = jax.eval_shape(disc.init, jax.random.key(0), x, label)
+    depths = layerwise.depths(disc, variables, x, label)
+    assert len(depths) == len(jax.tree.leaves(variables["params"]))
+    assert set(depths.values()) == {*range(1, max(depths.values()) + 1)}, "every layer has a weight, none lies below"
 
 
 def test_distance_consistency_against_float64():

@@ -176,15 +176,24 @@ def sampled(pair: adversarial.Pair, state: State, seed: int, n: int) -> Samples:
     return Samples(gan.images(z), np.asarray(pair.generator.codes(z)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _recognise(discriminator: Any, params: Any, variables: Any, images: jax.Array) -> jax.Array:
+    state = {"params": params, **variables}
+    return discriminator.apply(state, images, train=True, mutable=list(variables))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _render(generator: Any, variables: Any, codes: jax.Array) -> jax.Array:
+    return generator.apply(variables, codes, method="from_codes")
+
+
 def told(pair: adversarial.Pair, state: State, samples: Samples, batch: int) -> dict[str, Any]:
     """L_I by Q in nats, of batches like those it has learnt on: it normalises them by their own statistics."""
     disc, (k, c) = state.players["disc"], (pair.generator.categorical, pair.generator.continuous)
 
-    @jax.jit
-    def bounds(images: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": disc.params, **disc.variables}
-        output, _ = pair.discriminator.apply(variables, images, train=True, mutable=list(disc.variables))
-        return information.bound(information.recognised(output, k, c), codes)
+    def bounds(images: np.ndarray, codes: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        output = _recognise(pair.discriminator, disc.params, disc.variables, images)
+        return information.bound(information.recognised(output, k, c), jnp.asarray(codes))
 
     n = len(samples.images)
     batch = min(batch, n)
@@ -240,7 +249,6 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
     gen, k, c = state.players["gen"], pair.generator.categorical, pair.generator.continuous
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
     noise = np.asarray(pair.generator.codes(gan.latents(jax.random.key(seed), 1)))[0, k + c :]
-    make = jax.jit(functools.partial(pair.generator.apply, method="from_codes"))
     rows = order if order is not None else list(range(max(k, 1)))
     panels = []
     for number in range(max(c, 1)):
@@ -250,7 +258,8 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
         if c:
             codes[:, :, k + number] = SHOWN
         codes[:, :, k + c :] = noise
-        images = make({"params": gan.params, **gan.variables}, codes.reshape(-1, pair.generator.latent))
+        variables = {"params": gan.params, **gan.variables}
+        images = _render(pair.generator, variables, codes.reshape(-1, pair.generator.latent))
         panels.append(report.grid(np.asarray(images), columns=len(SHOWN)))
     return np.concatenate(panels, 1)
 

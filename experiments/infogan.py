@@ -66,7 +66,7 @@ class Config(Common):
     gen_learning_rate: float = option(1e-3, "of the generator's Adam")
     information: float = option(1.0, "λ of the category's mutual information")
     information_numbers: tuple[float, ...] = option(
-        (0.0, 0.25), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
+        (0.25,), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
     )
     anneal_images: float = option(160_000.0, "images over which start,end values move, along a half cosine")
     invariance: float = option(

@@ -54,7 +54,7 @@ MEASURED = 10_000  # samples of the figures in the table
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
-    steps: int = option(2000, "training steps of a seed", resumable=True)
+    steps: int = option(1500, "training steps of a seed", resumable=True)
     batch_size: int = option(64, "images a step, over all devices")
     seeds: int = option(5, "runs, of the seeds --seed and on; the best by mutual information is named", resumable=True)
     model: str = option("infogan", "the networks", ("infogan",))
@@ -66,7 +66,7 @@ class Config(Common):
     gen_learning_rate: float = option(1e-3, "of the generator's Adam")
     information: float = option(1.0, "λ of the category's mutual information")
     information_numbers: tuple[float, ...] = option(
-        (0.25,), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
+        (0.6,), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
     )
     anneal_images: float = option(160_000.0, "images over which start,end values move, along a half cosine")
     invariance: float = option(
@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "infogan_digits": {},
     # Appendix C.1: one category of ten, two numbers, 62 of noise; a quarter of the width. The paper has no
     # --invariance, 2e-4 for the discriminator and λ .1 for the numbers.
-    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 4000},
+    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 3000},
 }
 
 

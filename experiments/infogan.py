@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "infogan_digits": {},
     # Appendix C.1: one category of ten, two numbers, 62 of noise; a quarter of the width. The paper has no
     # --invariance, 2e-4 for the discriminator and λ .1 for the numbers.
-    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 3000},
+    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 2000},
 }
 
 

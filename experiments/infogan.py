@@ -54,7 +54,7 @@ MEASURED = 10_000  # samples of the figures in the table
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
-    steps: int = option(2000, "training steps of a seed", resumable=True)
+    steps: int = option(1500, "training steps of a seed", resumable=True)
     batch_size: int = option(64, "images a step, over all devices")
     seeds: int = option(5, "runs, of the seeds --seed and on; the best by mutual information is named", resumable=True)
     model: str = option("infogan", "the networks", ("infogan",))
@@ -66,7 +66,7 @@ class Config(Common):
     gen_learning_rate: float = option(1e-3, "of the generator's Adam")
     information: float = option(1.0, "λ of the category's mutual information")
     information_numbers: tuple[float, ...] = option(
-        (0.0, 0.25), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
+        (0.6,), "λ of that of the continuous codes: one value, or start,end over --anneal_images"
     )
     anneal_images: float = option(160_000.0, "images over which start,end values move, along a half cosine")
     invariance: float = option(
@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "infogan_digits": {},
     # Appendix C.1: one category of ten, two numbers, 62 of noise; a quarter of the width. The paper has no
     # --invariance, 2e-4 for the discriminator and λ .1 for the numbers.
-    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 4000},
+    "infogan_mnist": {"dataset": "mnist", "test_split": "test", "steps": 2000},
 }
 
 
@@ -176,15 +176,24 @@ def sampled(pair: adversarial.Pair, state: State, seed: int, n: int) -> Samples:
     return Samples(gan.images(z), np.asarray(pair.generator.codes(z)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _recognise(discriminator: Any, params: Any, variables: Any, images: jax.Array) -> jax.Array:
+    state = {"params": params, **variables}
+    return discriminator.apply(state, images, train=True, mutable=list(variables))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _render(generator: Any, variables: Any, codes: jax.Array) -> jax.Array:
+    return generator.apply(variables, codes, method="from_codes")
+
+
 def told(pair: adversarial.Pair, state: State, samples: Samples, batch: int) -> dict[str, Any]:
     """L_I by Q in nats, of batches like those it has learnt on: it normalises them by their own statistics."""
     disc, (k, c) = state.players["disc"], (pair.generator.categorical, pair.generator.continuous)
 
-    @jax.jit
-    def bounds(images: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": disc.params, **disc.variables}
-        output, _ = pair.discriminator.apply(variables, images, train=True, mutable=list(disc.variables))
-        return information.bound(information.recognised(output, k, c), codes)
+    def bounds(images: np.ndarray, codes: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        output = _recognise(pair.discriminator, disc.params, disc.variables, images)
+        return information.bound(information.recognised(output, k, c), jnp.asarray(codes))
 
     n = len(samples.images)
     batch = min(batch, n)
@@ -240,7 +249,6 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
     gen, k, c = state.players["gen"], pair.generator.categorical, pair.generator.continuous
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
     noise = np.asarray(pair.generator.codes(gan.latents(jax.random.key(seed), 1)))[0, k + c :]
-    make = jax.jit(functools.partial(pair.generator.apply, method="from_codes"))
     rows = order if order is not None else list(range(max(k, 1)))
     panels = []
     for number in range(max(c, 1)):
@@ -250,7 +258,8 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
         if c:
             codes[:, :, k + number] = SHOWN
         codes[:, :, k + c :] = noise
-        images = make({"params": gan.params, **gan.variables}, codes.reshape(-1, pair.generator.latent))
+        variables = {"params": gan.params, **gan.variables}
+        images = _render(pair.generator, variables, codes.reshape(-1, pair.generator.latent))
         panels.append(report.grid(np.asarray(images), columns=len(SHOWN)))
     return np.concatenate(panels, 1)
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.ndimage import map_coordinates
-from scipy.stats import rankdata
 
 from jaxgan.errors import InputError
+from jaxgan.metrics.detection import auroc
 
 CALL = 2**26  # bytes of images that go into one compiled call
 BATCH = 256  # images that are looked at in one
@@ -170,10 +170,3 @@ def scores(found: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     ranked = [auroc(found[:, i], labels == i) for i in (range(found.shape[1]) if found.shape[1] > 2 else (1,))]
     balanced = np.mean(np.bincount(labels, right, minlength=found.shape[1]) / counts)
     return {"accuracy": float(right.mean()), "balanced_accuracy": float(balanced), "auroc": float(np.mean(ranked))}
-
-
-def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The area under the curve of true over false positives, by ranks (Mann-Whitney); ties count half."""
-    n = int(positive.sum())
-    above = rankdata(values)[positive].sum() - n * (n + 1) / 2
-    return float(above / (n * (len(values) - n)))

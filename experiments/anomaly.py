@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import data, files, flags, loop, parallel, report
-from jaxgan.anomaly import detector, parts
+from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
 from jaxgan.config import Common
 from jaxgan.errors import InputError, StorageFault, unknown
@@ -193,7 +193,7 @@ def _task(
 
 
 def fit(config: Config) -> None:
-    method = detector.find(config.method)
+    method = calibration.find(config.method)
     devices = parallel.devices_for(config.batch_size, config.devices)
     found = tasks(config)
     if config.dry_run:
@@ -253,7 +253,7 @@ def run(
     feed = data.place(task.train, draws=game.draws, devices=devices, **options)
     shape = task.train.shape
     example = {"image": np.zeros((1, *shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
-    about = {"networks": detector.named(networks), "normal": task.name}
+    about = {"networks": calibration.named(networks), "normal": task.name}
     state = loop.run(game, feed, config, example=example, devices=devices, about=about, sample=sample)
     return each(jax.device_get(parts.of(state)), config.seeds)
 
@@ -304,7 +304,7 @@ def scores_of(trained: Detector, source: data.Source, size: int = 2048) -> np.nd
 def score(config: Config) -> None:
     """Writes the CSV, and pictures of the highest scores."""
     trained = detector.load(config.workdir, allow=config.allow_code)
-    limit = trained.threshold(config.false_positive_rate)
+    limit = trained.calibration.threshold(config.false_positive_rate)
     source = load(config, config.split)
     if source.shape != tuple(trained.shape):
         h, w, c = trained.shape
@@ -332,7 +332,7 @@ def table(source: data.Source, scores: np.ndarray, limit: float, trained: Detect
     writer = csv.writer(buffer, lineterminator="\n")
     label = labels(source) if source.num_classes else None
     writer.writerow(["image", "score", "p_value", "anomalous", *(["label"] if label is not None else [])])
-    for i, (value, p) in enumerate(zip(scores, trained.p_values(scores), strict=True)):
+    for i, (value, p) in enumerate(zip(scores, trained.calibration.p_values(scores), strict=True)):
         name = source.files[i] if source.files else i
         own = [] if label is None else [source.class_names[label[i]] if source.class_names else label[i]]
         writer.writerow([name, f"{value:.6g}", f"{p:.4g}", int(value > limit), *own])

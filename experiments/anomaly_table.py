@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgan import data, encoding, files, flags, loop, parallel, sources, tables, workdir
-from jaxgan.anomaly import detector, parts, tabular
+from jaxgan.anomaly import calibration, parts, tabular
 from jaxgan.anomaly.tabular import Detector
 from jaxgan.config import Common
 from jaxgan.encoding import Encoding
@@ -187,7 +187,7 @@ def encoded(config: Config, table: Table, test: Table | None, seed: int, halves:
 
 def train(config: Config, task: Task, devices: list[jax.Device]) -> Detector:
     """The detector of the run in `config.workdir`, trained as far as it is not."""
-    method = detector.find(config.method)
+    method = calibration.find(config.method)
     width = task.train.shape[1]
     latent = config.latent or min(-(-width // 2), LATENT)
     networks = method.networks((width,), config.width, latent, jnp.dtype(config.dtype))
@@ -197,7 +197,7 @@ def train(config: Config, task: Task, devices: list[jax.Device]) -> Detector:
     options: tuple[str, ...] = ("batch_size", "placement", "resident_gb")
     feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})
     example = {"image": np.zeros((2, width), np.float32), "label": np.zeros(2, np.int32), "row": np.arange(2)}
-    about = {"networks": detector.named(networks), "columns": list(task.encoding.names)}
+    about = {"networks": calibration.named(networks), "columns": list(task.encoding.names)}
     state = loop.run(game, feed, config, example=example, devices=devices, about=about)
     weights = each(jax.device_get(parts.of(state)), config.seeds)
     return Detector.of(method, networks, weights, task.encoding, task.train[:SEEN], task.held)
@@ -210,7 +210,7 @@ def fit(config: Config) -> None:
     if table.anomalous is None and test is None:
         print(f"{table.name} has no labels that are known of: all {table.rows:,} rows are taken to be normal")
     task = encoded(config, table, test, config.seed, halves=False)
-    detector.find(config.method)
+    calibration.find(config.method)
     detection.threshold(np.arange(len(task.held)), config.false_positive_rate)  # there are enough for one
     if config.dry_run:
         held = f"{len(task.held):,} held out for the threshold"
@@ -223,7 +223,7 @@ def fit(config: Config) -> None:
         trained.save(workdir.of(config))
     if task.test is not None and task.anomalous is not None:
         print(figures(trained.look(task.test).mean(0), task.anomalous))
-    limit = trained.threshold(config.false_positive_rate)
+    limit = trained.calibration.threshold(config.false_positive_rate)
     print(
         f"rows that score above {limit:.3f} are flagged, at most {config.false_positive_rate:.1%} of normal ones, by "
         f"{len(task.held):,} held out; --mode=score --workdir={config.workdir} --table=FILE --out=scores.csv"
@@ -253,7 +253,7 @@ def figures(scores: np.ndarray, anomalous: np.ndarray) -> str:
 def score(config: Config) -> None:
     """Writes the CSV. What the flags do not say of the columns is as in fitting, if the table has them all."""
     trained = tabular.load(config.workdir, allow=config.allow_code)
-    limit = trained.threshold(config.false_positive_rate)
+    limit = trained.calibration.threshold(config.false_positive_rate)
     table = bare = read(config, config.table[0])
     if len(bare.columns) > len(trained.encoding.columns) and not (config.label or config.drop):
         stored = flags.read(files.reach(config.workdir))["config"]
@@ -261,7 +261,7 @@ def score(config: Config) -> None:
         table = read(dataclasses.replace(config, **kept), config.table[0])
     x, places = trained.encoding.encode(table)
     scores = trained.look(x).mean(0)
-    flagged, p_values = scores > limit, trained.p_values(scores)
+    flagged, p_values = scores > limit, trained.calibration.p_values(scores)
     known = None if table.anomalous is None else table.anomalous[places]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -323,7 +323,7 @@ def benchmark(config: Config) -> None:
         if table.anomalous is None:
             raise InputError(f"{path} has no labels to measure by; --label=COLUMN says where they are")
         encoded(config, table, test, config.seed, halves=True)  # all that can be wrong, before the first is trained
-    detector.find(config.method)
+    calibration.find(config.method)
     if config.dry_run:
         print(f"would measure {config.method} on {', '.join(names.values())}, {config.repeats} times each")
         return

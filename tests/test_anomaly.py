@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from experiments import anomaly as script
-from jaxgan import critic
+from jaxgan import checkpoint, critic
 from jaxgan.anomaly import bigan, detector, fanogan, ganomaly, joint, parts
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
@@ -189,9 +189,11 @@ def test_scores_are_standardised_and_p_values_count(games):
         np.testing.assert_allclose(scores[i], expected, rtol=1e-3, atol=1e-3)
     kept = np.sort(found.look(held).scores.mean(0))
     np.testing.assert_allclose(found.calibration.held, kept)
-    assert found.threshold(0.05) == kept[37] and found.threshold(0.5) == kept[19]  # ceil(40 (1 - rate)) = 38th, 20th
+    assert (
+        found.calibration.threshold(0.05) == kept[37] and found.calibration.threshold(0.5) == kept[19]
+    )  # ceil(40 (1 - rate)) = 38th, 20th
     values = np.array([kept[0] - 1, kept[38], kept[38] + 1])
-    np.testing.assert_allclose(found.p_values(values), [1.0, 2 / 40, 1 / 40])
+    np.testing.assert_allclose(found.calibration.p_values(values), [1.0, 2 / 40, 1 / 40])
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def test_seeds_at_once_with_a_gan_before(tmp_path, capfd):
     assert scores.shape == (2, 5) and not np.allclose(scores[0], scores[1])
     kept = [jax.tree.leaves(w["gen"]) for w in found.weights]
     assert any((a != b).any() for a, b in zip(*kept, strict=True))  # each encoder has the GAN of its own seed
-    gan = detector.checkpoint.read(tmp_path / "run/gan/checkpoints")["players"]["gen"]
+    gan = checkpoint.read(tmp_path / "run/gan/checkpoints")["players"]["gen"]
     stacked = jax.tree.leaves(gan["ema"])
     assert all(
         (a == s[1]).all() for a, s in zip(jax.tree.leaves(found.weights[1]["gen"]["params"]), stacked, strict=True)

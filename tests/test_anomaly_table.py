@@ -222,7 +222,7 @@ def test_a_short_run_finds_most(fitted, tmp_path, capfd):
     scores = trained.look(x)
     assert scores.shape == (2, 569)
     np.testing.assert_allclose([float(row["score"]) for row in written], scores.mean(0), rtol=1e-4, atol=1e-4)
-    limit = trained.threshold(0.05)
+    limit = trained.calibration.threshold(0.05)
     held = np.array(trained.calibration.held)
     assert len(held) == 72 and (held > limit).mean() <= 0.05
     flagged = scores.mean(0) > limit

@@ -10,23 +10,31 @@ import pytest
 from jaxgan import critic, models
 from jaxgan.errors import InputError
 from jaxgan.lookup import names
+from tests.runs import compile_quickly
+
+__all__ = ["compile_quickly"]  # a fixture
 
 
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize(
     "model", [n for n in names(models) if hasattr(__import__(f"jaxgan.models.{n}", fromlist=[n]), "Discriminator")]
 )
-def test_a_linear_step_in_the_features_moves_the_logit(model, classes):
-    """The features are those that the logit is a function of: through them alone the class is told from the image."""
+def test_every_discriminator_has_features_of_the_image(model, classes):
+    """What its last dense layer sees varies over images of one class."""
     module = __import__(f"jaxgan.models.{model}", fromlist=[model])
     fields = {f.name for f in dataclasses.fields(module.Discriminator)}
     shape = (32, 32, 1) if model in ("resnet", "biggan", "stylegan2", "r3gan") else (16, 16, 1)
     own = {"width": 8} if "width" in fields else {}
     disc = module.Discriminator(shape=shape, num_classes=classes, **own)
     x = jax.random.normal(jax.random.key(1), (4, *shape))
-    label = jnp.array([0, 1, 2, 0]) if classes else None
-    variables = jax.jit(lambda: disc.init(jax.random.key(0), x, label, train=False))()
-    _output, features = critic.seen_by_last(disc, variables, x, label, train=False)
+    label = jnp.ones(4, jnp.int32) if classes else None
+
+    @jax.jit
+    def judged():
+        variables = disc.init(jax.random.key(0), x, label, train=False)
+        return critic.seen_by_last(disc, variables, x, label, train=False)[1]
+
+    features = judged()
     assert features.shape[0] == 4 and np.prod(features.shape[1:]) > 3
     assert np.ptp(np.asarray(features, np.float32), axis=0).max() > 0  # of the images, not of the class
 

@@ -217,7 +217,7 @@ REFUSED = {
     "model": ("--model=dcgn", "'dcgn'", "'dcgan'"),
     "model of no module": ("--model=no.such", "'no.such'"),
     "model that is none": ("--model=jaxgan.losses", "jaxgan.losses", "Generator"),
-    "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, mlp"),
+    "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, infogan, mlp"),
     "model without the argument": ("--model=mlp --width=4", "'width'", "mlp"),
     "model without batch norm": ("--model=mlp --width=0 --nodisc_batch_norm", "'batch_norm'", "mlp"),
     "optimizer": ("--optimizer=adamm", "'adamm'", "'adam'"),

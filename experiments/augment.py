@@ -121,7 +121,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_samples": 2000,
         "eval_every": 1000,
         "num": 6000,
-        "confidence": 0.9,
         "classifier_steps": 2000,
         "methods": ("classical", "synthetic_classical"),
     },

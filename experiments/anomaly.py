@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from experiments import image
 from jaxgan import data, files, flags, loop, parallel, report
 from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
@@ -251,10 +252,10 @@ def run(
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     options = {name: getattr(config, name) for name in names}
     feed = data.place(task.train, draws=game.draws, devices=devices, **options)
-    shape = task.train.shape
-    example = {"image": np.zeros((1, *shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
     about = {"networks": calibration.named(networks), "normal": task.name}
-    state = loop.run(game, feed, config, example=example, devices=devices, about=about, sample=sample)
+    state = loop.run(
+        game, feed, config, example=image.example_of(task.train), devices=devices, about=about, sample=sample
+    )
     return each(jax.device_get(parts.of(state)), config.seeds)
 
 

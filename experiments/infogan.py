@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from etils import epath
 
+from experiments import image
 from jaxgan import (
     adversarial,
     data,
@@ -118,11 +119,6 @@ def load(config: Config, split: str) -> data.Source:
     given = {name: getattr(config, name) for name in chosen}
     cache = loop.cache_dir() / "decoded"
     return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **given)
-
-
-def example_of(source: data.Source) -> dict[str, Any]:
-    """A batch of one, for its shapes."""
-    return {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
 
 
 def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:
@@ -286,7 +282,14 @@ def train(config: Config, source: data.Source, devices: list[jax.Device], read: 
     feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})
     about = {"networks": {"generator": network(pair.generator), "discriminator": network(pair.discriminator)}}
     state = loop.run(
-        game, feed, config, example=example_of(source), devices=devices, about=about, sample=sample, evaluate=evaluate
+        game,
+        feed,
+        config,
+        example=image.example_of(source),
+        devices=devices,
+        about=about,
+        sample=sample,
+        evaluate=evaluate,
     )
     samples = sampled(pair, state, config.seed + 1, MEASURED)
     found = figures(config, samples, told(pair, state, samples, config.batch_size), read)
@@ -320,7 +323,7 @@ def main(config: Config) -> None:
     source = load(config, config.split)
     pair = make_pair(config, source.shape)
     if config.dry_run:
-        made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), example_of(source))
+        made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
         print(f"would train {config.seeds} seeds on {source.num_examples:,} images {source.shape} of {source.name}")
         print(f"parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")

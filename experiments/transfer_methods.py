@@ -70,6 +70,8 @@ def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
     try:
         lines = (directory / "flags.txt").read_text().splitlines()
         names = [line.removeprefix("--").partition("=")[0] for line in lines]
+        for missing in sorted({"conditional", "disc_steps", "optimizer"} - {n.removeprefix("no") for n in names}):
+            raise ValueError(f"it lacks --{missing}")
         own = [x for x, name in zip(lines, names, strict=True) if {name, name.removeprefix("no")} & known]
         config = flags.parse(image.Config, {}, own)
     except (OSError, ValueError) as error:

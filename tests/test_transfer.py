@@ -225,6 +225,7 @@ def test_a_curve_is_drawn_where_its_numbers_are():
         (("--source_run=nowhere",), "no config.json"),
         (("--source_run={gmmn}",), "names no discriminator"),
         (("--source_run={short}",), "does not fit the network"),
+        (("--source_run={other}",), "is not that of a run of experiments.image: it lacks --conditional"),
         (("--num_images=90",), "--num_images=90: digits has 89"),
         (("--num_images=5,5",), "each once"),
         (("--classes=10",), "class 10 of digits"),
@@ -242,7 +243,7 @@ def test_a_curve_is_drawn_where_its_numbers_are():
 )
 def test_wrong_inputs(flags, words, finished, tmp_path, capfd):
     source = finished[0] / "source"
-    places = {name: tmp_path / name for name in ("gmmn", "short", "empty")}
+    places = {name: tmp_path / name for name in ("gmmn", "short", "empty", "other")}
     for place in places.values():
         place.mkdir()
     stored = json.loads((source / "config.json").read_text())
@@ -250,7 +251,11 @@ def test_wrong_inputs(flags, words, finished, tmp_path, capfd):
     (places["gmmn"] / "config.json").write_text(json.dumps(alone))
     stored["networks"]["generator"]["arguments"]["latent"] = 6
     (places["short"] / "config.json").write_text(json.dumps(stored))
-    for name in ("short", "gmmn"):
+    (places["other"] / "config.json").write_bytes((source / "config.json").read_bytes())
+    lines = (source / "flags.txt").read_text().splitlines()
+    kept = [line for line in lines if "conditional" not in line]
+    (places["other"] / "flags.txt").write_text("\n".join(kept) + "\n")  # as of a script that has no such flag
+    for name in ("short", "gmmn", "other"):
         (places[name] / "checkpoints").symlink_to(source / "checkpoints")
     np.savez(tmp_path / "plain.npz", image=np.zeros((8, 8, 8), np.uint8))
     places |= {"plain": tmp_path / "plain.npz"}

@@ -71,6 +71,7 @@ class Config:
     )
     augment: str = option("", "augmentation of whatever the discriminator sees; empty: as the source")
     ema: tuple[float, ...] = option((1000.0,), "half-life of the generator's average, in images; empty: none")
+    ema_ramp: float = option(0.0, "the half-life is at most this share of the images seen; 0: any")
     frozen_layers: int = like("frozen_layers")
     mining_steps: int = like("mining_steps")
     miner_width: int = like("miner_width")
@@ -182,8 +183,17 @@ def chosen(source: data.Source, n: int, seed: int) -> data.Source:
     return source.subset(order[np.argsort(turn, kind="stable")[:n]])
 
 
+def even(source: data.Source) -> data.Source:
+    """As many images of each class as its rarest has, for `chosen` ones are too: of ten images of ten digits none can
+    learn how frequent each digit is."""
+    counts = np.bincount(data.read_all(source)["label"])
+    present = counts[counts > 0]
+    return chosen(source, len(present) * int(present.min()), 0)
+
+
 def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
-    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from the held-out images; and what it is measured by.
+    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images, equally many of each class; and what it
+    is measured by.
 
     Features are those of `metrics.judge`'s classifier of all training images, of all classes.
     """
@@ -196,13 +206,14 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
         rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
         return moments(classify.scaled(source.read(rows)["image"]))
 
-    reference = of(images.test)
+    held = even(images.test)
+    reference = of(held)
     what = "labels" if found.labels is not None else "rotations"
     about = {
         "features": f"classifier of {what} of {images.everything.name}",
         "accuracy": found.accuracy,
-        "held_out": images.test.num_examples,
-        "real": frechet.distance(reference, of(images.train)),
+        "held_out": held.num_examples,
+        "real": frechet.distance(reference, of(even(images.train))),
     }
     return lambda samples: frechet.distance(reference, moments(samples)), about
 
@@ -215,7 +226,7 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
     conditional = origin.generator.num_classes > 0 and target.classes > 1
     given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
-    given += ("eval_samples", "devices", "tensorboard", "ema", "source_run", "source_step")
+    given += ("eval_samples", "devices", "tensorboard", "ema", "ema_ramp", "source_run", "source_step")
     given += tuple(name for name in ("augment", "batch_size") if getattr(config, name))
     changed = {
         "size": f"{h}x{w}",
@@ -223,7 +234,6 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         "conditional": conditional,
         "auxiliary": origin.config.auxiliary if conditional else 0.0,
         "metrics": ("distance",),
-        "ema_ramp": 0.0,
         "keep": 1,
         # Of one length, so that some of their programs are the same.
         "steps_per_call": max(min(config.steps, config.tuned_steps) // config.evaluations, 1),
@@ -240,8 +250,8 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         every = max(steps // config.evaluations, 1)
         rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
         rates: dict[str, Any] = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
-        if method != "scratch" and len(rate) > 1:
-            rates["anneal_images"] = float(steps * (config.batch_size or origin.config.batch_size))
+        # What the source's schedules did over its length, rates, penalties and all, each run does over its own.
+        rates["anneal_images"] = float(steps * (config.batch_size or origin.config.batch_size))
         yield Run(
             **flags_there
             | {name: getattr(config, name) for name in (*given, *METHODS[method])}

@@ -198,14 +198,14 @@ def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) ->
     source = task.train
     networks = method.networks(source.shape, config.width, config.latent, jnp.dtype(config.dtype))
     play = functools.partial(run, networks=networks, task=task, devices=devices)
-    before: list[Any] = [{}] * config.seeds
+    before: dict[str, Any] = {}
     if hasattr(method, "first"):
         plan = parts.Plan(config.gan_steps * config.batch_size, config.rate)
         gan = dataclasses.replace(config, workdir=f"{config.workdir}/gan", steps=config.gan_steps)
         before = play(gan, several(method.first(networks, plan), config.seeds))
     plan = parts.Plan(config.steps * config.batch_size, config.rate)
-    game = several(method.game(networks, plan, before[0]), config.seeds, jax.tree.map(lambda *x: np.stack(x), *before))
-    weights = play(config, game, sample=pairs(method, networks, task, config.seeds))
+    game = several(method.game(networks, plan), config.seeds)
+    weights = each(play(config, game, before, sample=pairs(method, networks, task, config.seeds)), config.seeds)
     rows = np.arange(min(SEEN, source.num_examples))
     held = data.read_all(task.held)["image"]
     trained = Detector.of(method, networks, weights, source.read(rows)["image"], held)
@@ -215,17 +215,31 @@ def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) ->
 
 
 def run(
-    config: Config, game: Game, *, networks: parts.Networks, task: Task, devices: list[jax.Device], sample: Any = None
-) -> list[dict[str, Any]]:
-    """Plays a game -> the weights of its players, of each seed."""
+    config: Config,
+    game: Game,
+    before: parts.Weights | None = None,
+    *,
+    networks: parts.Networks,
+    task: Task,
+    devices: list[jax.Device],
+    sample: Any = None,
+) -> dict[str, Any]:
+    """Plays a game, whose players begin with weights of a game `before` -> their weights, with an axis of seeds."""
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     options = {name: getattr(config, name) for name in names}
     feed = data.place(task.train, draws=game.draws, devices=devices, **options)
     about = {"networks": calibration.named(networks), "normal": task.name}
     state = loop.run(
-        game, feed, config, example=image.example_of(task.train), devices=devices, about=about, sample=sample
+        game,
+        feed,
+        config,
+        example=image.example_of(task.train),
+        devices=devices,
+        about=about,
+        sample=sample,
+        begin_from=lambda state: parts.beginning(state, before or {}),
     )
-    return each(jax.device_get(parts.of(state)), config.seeds)
+    return jax.device_get(parts.of(state))
 
 
 def pairs(method: Any, networks: parts.Networks, task: Task, seeds: int) -> Callable[[State], np.ndarray]:

@@ -173,7 +173,7 @@ def train(config: Config, task: Task, devices: list[jax.Device]) -> Detector:
     width = task.train.shape[1]
     latent = config.latent or min(-(-width // 2), LATENT)
     networks = method.networks((width,), config.width, latent, jnp.dtype(config.dtype))
-    game = several(method.game(networks, parts.Plan(config.steps * config.batch_size, config.rate), {}), config.seeds)
+    game = several(method.game(networks, parts.Plan(config.steps * config.batch_size, config.rate)), config.seeds)
     source = sources.of_rows("the table", task.train)
     # The order of the rows is the same for each seed: it is a constant of the program, which is then compiled once.
     options: tuple[str, ...] = ("batch_size", "placement", "resident_gb")

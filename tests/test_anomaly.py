@@ -35,11 +35,7 @@ def games():
     found = {}
     for name, method in METHODS.items():
         networks = method.networks(SHAPE, 4, 3, jnp.float32)
-        plan, trained = parts.Plan(100.0), {}
-        if hasattr(method, "first"):
-            first = method.first(networks, plan)
-            trained = parts.of(jax.jit(first.init)(jax.random.key(1), batch()))
-        game = method.game(networks, plan, trained)
+        game = method.game(networks, parts.Plan(100.0))
         found[name] = networks, game, jax.jit(game.init)(jax.random.key(2), batch())
     return found
 

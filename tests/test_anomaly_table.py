@@ -79,7 +79,7 @@ def softplus(x):
 
 def setting(method):
     networks = method.networks((D,), WIDTH, Z, jnp.float32)
-    game = method.game(networks, parts.Plan(1000.0), {})
+    game = method.game(networks, parts.Plan(1000.0))
     x = jax.random.normal(jax.random.key(1), (B, D))
     batch = {"image": x, "label": jnp.zeros(B, jnp.int32), "row": jnp.arange(B)}
     state = jax.jit(game.init)(jax.random.key(2), batch)

@@ -181,7 +181,8 @@ def fit(config: Config) -> None:
     started, rows = time.monotonic(), []
     for task in found:
         inner = f"{config.workdir}/normal-{task.name}" if len(found) > 1 else config.workdir
-        trained = train(dataclasses.replace(config, workdir=inner), method, task, devices)
+        own = dataclasses.replace(config, workdir=inner, normal=task.name or config.normal)
+        trained = train(own, method, task, devices)
         rows.append(measure(task, trained, config.false_positive_rate))
         print(f"{task.name or 'normal'}: {rows[-1]['text']}")
     if len(rows) > 1:

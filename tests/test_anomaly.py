@@ -249,6 +249,15 @@ def test_seeds_at_once_with_a_gan_before(tmp_path, capfd):
     )
 
 
+def test_of_all_classes_each_has_the_run_that_it_has_alone(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(script, "train", lambda config, *rest: seen.append(config))
+    monkeypatch.setattr(script, "measure", lambda task, *rest: {"class": task.name, "auroc": 1.0, "text": ""})
+    script.fit(script.Config(workdir=str(tmp_path)))
+    script.fit(script.Config(workdir=f"{tmp_path}/normal-2", normal="2"))
+    assert len(seen) == 11 and seen[2] == seen[10]
+
+
 def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)

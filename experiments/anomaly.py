@@ -83,6 +83,8 @@ PRESETS["mnist_ganomaly"] = PRESETS["mnist"] | {"method": "ganomaly"}
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
     anomaly_scores.check(config, ("width", "latent", "seeds", "gan_steps", "num_heatmaps"), folders=("heatmaps",))
+    if config.gan_steps >= 2**31:
+        raise InputError(f"--gan_steps={config.gan_steps}: expected at most {2**31 - 1:,}")
 
 
 def main(config: Config) -> None:
@@ -288,6 +290,12 @@ def scores_of(trained: Detector, source: data.Source, size: int = 2048) -> np.nd
 
 def score(config: Config) -> None:
     """Writes the CSV, and pictures of the highest scores."""
+    run = files.reach(config.workdir)
+    if not (run / "config.json").exists() and (of_classes := sorted(run.glob("normal-*"))):
+        raise InputError(
+            f"{config.workdir!r} holds a detector for each class that is normal; expected one of them, as in "
+            f"--workdir={config.workdir.rstrip('/')}/{of_classes[0].name}"
+        )
     trained = detector.load(config.workdir, allow=config.allow_code)
     trained.calibration.threshold(config.false_positive_rate)  # there are enough for one
     source = load(config, config.split)

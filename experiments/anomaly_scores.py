@@ -28,6 +28,10 @@ def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> 
         for name in given:
             raise InputError(f"--{name}={getattr(config, name)} is for --mode=score")
         return
+    if not config.workdir:
+        raise InputError("--workdir is empty; expected that of a --mode=fit, for example --workdir=runs/mine")
+    if config.dry_run:
+        raise InputError("--dry_run is for --mode=fit")
     if not config.out.endswith(".csv"):
         raise InputError(f"--out={config.out}: expected a name that ends in .csv, as in --mode=score --out=scores.csv")
     for name in given:

@@ -267,6 +267,7 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
     (tmp_path / "d.csv").mkdir()
+    (tmp_path / "all/normal-3").mkdir(parents=True)
     for i, size in enumerate((8, 9)):
         Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{i}.png")
     (tmp_path / "other").mkdir()
@@ -283,9 +284,13 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (fit, "--method=jont"): "did you mean 'joint'",
         (fit, "--seeds=0"): "--seeds=0: expected at least 1",
         (fit, "--out=a.csv"): "is for --mode=score",
+        (fit, "--method=fanogan", f"--gan_steps={10**11}"): "--gan_steps=100000000000: expected at most",
         (f"--workdir={tmp_path}/other",): "holds a run of another config",
         (score, f"--workdir={tmp_path}/other", out): "is no finished anomaly detector",
         (score, f"--workdir={tmp_path}/none", out): "is not a run",
+        (score, f"--workdir={tmp_path}/all", out): f"as in --workdir={tmp_path}/all/normal-3",
+        (score, out): "--workdir is empty",
+        (score, out, f"--workdir={trained}", "--dry_run"): "--dry_run is for --mode=fit",
         (score, f"--workdir={trained}"): "--out=: expected a name that ends in .csv",
         (score, f"--workdir={trained}", out, f"--dataset=npz:{tmp_path}/large.npz"): "expected --size=8x8",
         (score, f"--workdir={trained}", out, "--false_positive_rate=0.001"): "expected 999 or more",

@@ -212,12 +212,12 @@ def fit(config: Config) -> None:
     )
 
 
-def figures(scores: np.ndarray, anomalous: np.ndarray) -> str:
+def figures(scores: np.ndarray, anomalous: np.ndarray, rows: str = "test rows") -> str:
     area = detection.bootstrap(scores, anomalous)
     return (
         f"AUROC {area.auroc:.1%} ({area.low:.1%} to {area.high:.1%}), average precision "
         f"{detection.average_precision(scores, anomalous):.1%}, F1 {detection.f1_at_share(scores, anomalous).f1:.1%} "
-        f"where as many are flagged, of {int(anomalous.sum()):,} anomalies among {len(anomalous):,} test rows"
+        f"where as many are flagged, of {int(anomalous.sum()):,} anomalies among {len(anomalous):,} {rows}"
     )
 
 
@@ -241,7 +241,8 @@ def score(config: Config) -> None:
     left = f"; {table.rows - len(places)} with missing values are left out" if len(places) < table.rows else ""
     print(f"{said}{left}; wrote {config.out}")
     if known is not None and known.any() and not known.all():
-        print(figures(scores, known))
+        seen = flags.read(files.reach(config.workdir))["config"].get("table") == list(config.table)
+        print(figures(scores, known, "rows, some of which it was trained on" if seen else "rows"))
 
 
 # --- beside others

@@ -9,27 +9,24 @@ measures a method: by the mean area under the ROC curve (AUROC) over the classes
 the threshold. Tables are for experiments/anomaly_table.py.
 """
 
-import contextlib
-import csv
 import dataclasses
 import functools
-import io
 import json
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from experiments import image
-from jaxgan import data, files, flags, loop, parallel, report
+from experiments import anomaly_scores, image
+from jaxgan import data, files, flags, loop, parallel, report, workdir
 from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
 from jaxgan.config import Common
-from jaxgan.errors import InputError, StorageFault, unknown
+from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
 from jaxgan.game import Game, State
 from jaxgan.metrics import detection
@@ -39,6 +36,7 @@ LEAST = 20  # normal images
 TESTED = 5  # one image in so many is for testing, where a labelled set has no split for it
 SEEN = 1000  # training images that say how large residuals are
 SHOWN = 32  # images in a sheet of heat maps
+OWN = re.compile(r"sheet\.png|\d{4,}-\d{6,}\.png")  # what this script writes into --heatmaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,28 +82,9 @@ PRESETS["mnist_ganomaly"] = PRESETS["mnist"] | {"method": "ganomaly"}
 
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
-    for name in ("width", "latent", "seeds", "gan_steps", "num_heatmaps"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    if config.held_out < 2:
-        raise InputError(f"--held_out={config.held_out}: expected at least 2, one image in two")
-    if not config.rate > 0:
-        raise InputError(f"--rate={config.rate}: expected above 0")
-    if not 0 < config.false_positive_rate < 1:
-        raise InputError(f"--false_positive_rate={config.false_positive_rate}: expected above 0 and below 1")
-    if config.mode == "fit":
-        for name in ("out", "heatmaps"):
-            if getattr(config, name):
-                raise InputError(f"--{name}={getattr(config, name)} is for --mode=score")
-        return
-    if not config.out:
-        raise InputError("--out is empty; expected for example --mode=score --out=scores.csv")
-    if not config.out.endswith(".csv"):
-        raise InputError(f"--out={config.out}: expected a file.csv")
-    for name in ("out", "heatmaps"):
-        path = getattr(config, name)
-        if path and files.reach(path).exists() and not config.overwrite:
-            raise InputError(f"--{name}={path} exists; choose another name, or replace it with --overwrite")
+    anomaly_scores.check(config, ("width", "latent", "seeds", "gan_steps", "num_heatmaps"), folders=("heatmaps",))
+    if config.gan_steps >= 2**31:
+        raise InputError(f"--gan_steps={config.gan_steps}: expected at most {2**31 - 1:,}")
 
 
 def main(config: Config) -> None:
@@ -204,24 +183,17 @@ def fit(config: Config) -> None:
     started, rows = time.monotonic(), []
     for task in found:
         inner = f"{config.workdir}/normal-{task.name}" if len(found) > 1 else config.workdir
-        trained = train(dataclasses.replace(config, workdir=inner), method, task, devices)
-        rows.append(measure(task, trained))
+        own = dataclasses.replace(config, workdir=inner, normal=task.name or config.normal)
+        trained = train(own, method, task, devices)
+        rows.append(measure(task, trained, config.false_positive_rate))
         print(f"{task.name or 'normal'}: {rows[-1]['text']}")
     if len(rows) > 1:
         mean = float(np.mean([row["auroc"] for row in rows]))
         print(f"mean AUROC over {len(rows)} classes {mean:.2%}, in {time.monotonic() - started:.0f} s")
         table = {row["class"]: {k: v for k, v in row.items() if k not in ("class", "text")} for row in rows}
         written = {"method": config.method, "mean_auroc": mean, "classes": table}
-        with storing(config):
-            files.write(epath.Path(config.workdir).expanduser() / "report.json", json.dumps(written, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def storing(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
+        with workdir.storing(config):
+            files.write(workdir.of(config) / "report.json", json.dumps(written, indent=2) + "\n")
 
 
 def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) -> Detector:
@@ -229,34 +201,48 @@ def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) ->
     source = task.train
     networks = method.networks(source.shape, config.width, config.latent, jnp.dtype(config.dtype))
     play = functools.partial(run, networks=networks, task=task, devices=devices)
-    before: list[Any] = [{}] * config.seeds
+    before: dict[str, Any] = {}
     if hasattr(method, "first"):
         plan = parts.Plan(config.gan_steps * config.batch_size, config.rate)
         gan = dataclasses.replace(config, workdir=f"{config.workdir}/gan", steps=config.gan_steps)
         before = play(gan, several(method.first(networks, plan), config.seeds))
     plan = parts.Plan(config.steps * config.batch_size, config.rate)
-    game = several(method.game(networks, plan, before[0]), config.seeds, jax.tree.map(lambda *x: np.stack(x), *before))
-    weights = play(config, game, sample=pairs(method, networks, task, config.seeds))
+    game = several(method.game(networks, plan), config.seeds)
+    weights = each(play(config, game, before, sample=pairs(method, networks, task, config.seeds)), config.seeds)
     rows = np.arange(min(SEEN, source.num_examples))
     held = data.read_all(task.held)["image"]
     trained = Detector.of(method, networks, weights, source.read(rows)["image"], held)
-    with storing(config):
-        trained.save(epath.Path(config.workdir).expanduser())
+    with workdir.storing(config):
+        trained.save(workdir.of(config))
     return trained
 
 
 def run(
-    config: Config, game: Game, *, networks: parts.Networks, task: Task, devices: list[jax.Device], sample: Any = None
-) -> list[dict[str, Any]]:
-    """Plays a game -> the weights of its players, of each seed."""
+    config: Config,
+    game: Game,
+    before: parts.Weights | None = None,
+    *,
+    networks: parts.Networks,
+    task: Task,
+    devices: list[jax.Device],
+    sample: Any = None,
+) -> dict[str, Any]:
+    """Plays a game, whose players begin with weights of a game `before` -> their weights, with an axis of seeds."""
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     options = {name: getattr(config, name) for name in names}
     feed = data.place(task.train, draws=game.draws, devices=devices, **options)
     about = {"networks": calibration.named(networks), "normal": task.name}
     state = loop.run(
-        game, feed, config, example=image.example_of(task.train), devices=devices, about=about, sample=sample
+        game,
+        feed,
+        config,
+        example=image.example_of(task.train),
+        devices=devices,
+        about=about,
+        sample=sample,
+        begin_from=lambda state: parts.beginning(state, before or {}),
     )
-    return each(jax.device_get(parts.of(state)), config.seeds)
+    return jax.device_get(parts.of(state))
 
 
 def pairs(method: Any, networks: parts.Networks, task: Task, seeds: int) -> Callable[[State], np.ndarray]:
@@ -278,11 +264,11 @@ def pairs(method: Any, networks: parts.Networks, task: Task, seeds: int) -> Call
     return sample
 
 
-def measure(task: Task, trained: Detector) -> dict[str, Any]:
+def measure(task: Task, trained: Detector, rate: float) -> dict[str, Any]:
     """AUROC and average precision on the test images, where there are labels."""
     if task.test is None or task.anomalous is None:
-        held = len(trained.calibration.held)
-        return {"text": f"threshold from {held} held-out normal images; --mode=score says what is anomalous"}
+        text = f"threshold for a false-positive rate of {rate:.1%} by {trained.calibration.footing(rate)}"
+        return {"text": f"{text}; --mode=score says what is anomalous"}
     scores = scores_of(trained, task.test)
     auroc = detection.auroc(scores.mean(0), task.anomalous)
     found = {
@@ -304,8 +290,14 @@ def scores_of(trained: Detector, source: data.Source, size: int = 2048) -> np.nd
 
 def score(config: Config) -> None:
     """Writes the CSV, and pictures of the highest scores."""
+    run = files.reach(config.workdir)
+    if not (run / "config.json").exists() and (of_classes := sorted(run.glob("normal-*"))):
+        raise InputError(
+            f"{config.workdir!r} holds a detector for each class that is normal; expected one of them, as in "
+            f"--workdir={config.workdir.rstrip('/')}/{of_classes[0].name}"
+        )
     trained = detector.load(config.workdir, allow=config.allow_code)
-    limit = trained.calibration.threshold(config.false_positive_rate)
+    trained.calibration.threshold(config.false_positive_rate)  # there are enough for one
     source = load(config, config.split)
     if source.shape != tuple(trained.shape):
         h, w, c = trained.shape
@@ -313,36 +305,25 @@ def score(config: Config) -> None:
             f"images {source.shape}, but this detector looks at {h}x{w}x{c}; expected --size={h}x{w} --channels={c}"
         )
     scores = scores_of(trained, source).mean(0)
-    order = np.argsort(-scores, kind="stable")
-    try:
-        if config.heatmaps:
+    if config.heatmaps:
+        order = np.argsort(-scores, kind="stable")
+        try:
             draw(config, trained, source, order[: config.num_heatmaps], scores)
-        files.write(files.reach(config.out), table(source, scores, limit, trained))
-    except OSError as error:
-        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
-    flagged = int((scores > limit).sum())
-    print(
-        f"{flagged} of {len(scores)} images score above {limit:.3f}, where at most {config.false_positive_rate:.1%} of "
-        f"normal ones do; wrote {config.out}{f' and pictures to {config.heatmaps}' if config.heatmaps else ''}"
-    )
-
-
-def table(source: data.Source, scores: np.ndarray, limit: float, trained: Detector) -> str:
-    """The CSV: a row an image, in the order of the source."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    label = labels(source) if source.num_classes else None
-    writer.writerow(["image", "score", "p_value", "anomalous", *(["label"] if label is not None else [])])
-    for i, (value, p) in enumerate(zip(scores, trained.calibration.p_values(scores), strict=True)):
-        name = source.files[i] if source.files else i
-        own = [] if label is None else [source.class_names[label[i]] if source.class_names else label[i]]
-        writer.writerow([name, f"{value:.6g}", f"{p:.4g}", int(value > limit), *own])
-    return buffer.getvalue()
+        except OSError as error:
+            raise InputError(f"cannot write --heatmaps={config.heatmaps}: {error.strerror or error}") from None
+    names, known = source.files or range(len(scores)), None
+    if source.num_classes:
+        known = [source.class_names[x] if source.class_names else x for x in labels(source)]
+    said = anomaly_scores.write(config, trained.calibration, "image", names, scores, known)
+    print(f"{said}; wrote {config.out}{f' and pictures to {config.heatmaps}' if config.heatmaps else ''}")
 
 
 def draw(config: Config, trained: Detector, source: data.Source, rows: np.ndarray, scores: np.ndarray) -> None:
     """One picture an image, in the order of the scores, and all of the first in `sheet.png`."""
     folder = files.reach(config.heatmaps)
+    if folder.exists():
+        for path in filter(lambda path: OWN.fullmatch(path.name), folder.iterdir()):
+            path.unlink()  # of a scoring before, whose ranks are others
     images = source.read(rows)["image"]
     found = trained.look(images)
     tiles = np.stack([overlaid(*x) for x in zip(images, found.images, found.heat, strict=True)])

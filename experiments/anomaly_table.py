@@ -11,14 +11,11 @@ IsolationForest, OneClassSVM and LocalOutlierFactor of scikit-learn, on the same
 test on the other half and all anomalies, or on --test_table; F1 where as many are flagged as are anomalous.
 """
 
-import contextlib
-import csv
 import dataclasses
-import io
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -26,12 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import anomaly_scores
 from jaxgan import data, encoding, files, flags, loop, parallel, sources, tables, workdir
 from jaxgan.anomaly import calibration, parts, tabular
 from jaxgan.anomaly.tabular import Detector
 from jaxgan.config import Common
 from jaxgan.encoding import Encoding
-from jaxgan.errors import InputError, StorageFault
+from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.metrics import detection
 from jaxgan.several import each, several
@@ -86,31 +84,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
-    for name in ("width", "seeds", "repeats"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    anomaly_scores.check(config, ("width", "seeds", "repeats"))
     if config.latent < 0:
         raise InputError(f"--latent={config.latent}: expected at least 1, or 0 for half of the columns")
-    if config.held_out < 2:
-        raise InputError(f"--held_out={config.held_out}: expected at least 2, one row in two")
-    if not config.rate > 0:
-        raise InputError(f"--rate={config.rate}: expected above 0")
-    if not 0 < config.false_positive_rate < 1:
-        raise InputError(f"--false_positive_rate={config.false_positive_rate}: expected above 0 and below 1")
     if config.dataset != Common.dataset:
         raise InputError(f"--dataset={config.dataset} is for images; expected --table=FILE")
     if not config.table or (len(config.table) > 1 and config.mode != "benchmark"):
         raise InputError(f"--table={','.join(config.table)}: expected one; only --mode=benchmark takes several")
     if config.test_table and (config.mode == "score" or len(config.table) > 1):
         raise InputError(f"--test_table={config.test_table}: expected with one --table, in --mode=fit or benchmark")
-    if config.mode != "score":
-        if config.out:
-            raise InputError(f"--out={config.out} is for --mode=score")
-        return
-    if not config.out.endswith(".csv"):
-        raise InputError(f"--out={config.out}: expected a name that ends in .csv, as in --out=scores.csv")
-    if files.reach(config.out).exists() and not config.overwrite:
-        raise InputError(f"--out={config.out} exists; choose another name, or replace it with --overwrite")
 
 
 def main(config: Config) -> None:
@@ -191,7 +173,7 @@ def train(config: Config, task: Task, devices: list[jax.Device]) -> Detector:
     width = task.train.shape[1]
     latent = config.latent or min(-(-width // 2), LATENT)
     networks = method.networks((width,), config.width, latent, jnp.dtype(config.dtype))
-    game = several(method.game(networks, parts.Plan(config.steps * config.batch_size, config.rate), {}), config.seeds)
+    game = several(method.game(networks, parts.Plan(config.steps * config.batch_size, config.rate)), config.seeds)
     source = sources.of_rows("the table", task.train)
     # The order of the rows is the same for each seed: it is a constant of the program, which is then compiled once.
     options: tuple[str, ...] = ("batch_size", "placement", "resident_gb")
@@ -219,31 +201,23 @@ def fit(config: Config) -> None:
         )
         return
     trained = train(config, task, devices)
-    with storing(config):
+    with workdir.storing(config):
         trained.save(workdir.of(config))
     if task.test is not None and task.anomalous is not None:
         print(figures(trained.look(task.test).mean(0), task.anomalous))
-    limit = trained.calibration.threshold(config.false_positive_rate)
+    limit, rate = trained.calibration.threshold(config.false_positive_rate), config.false_positive_rate
     print(
-        f"rows that score above {limit:.3f} are flagged, at most {config.false_positive_rate:.1%} of normal ones, by "
-        f"{len(task.held):,} held out; --mode=score --workdir={config.workdir} --table=FILE --out=scores.csv"
+        f"rows that score above {limit:.3f} are flagged, at most {rate:.1%} of normal ones, by "
+        f"{trained.calibration.footing(rate)}; --mode=score --workdir={config.workdir} --table=FILE --out=scores.csv"
     )
 
 
-@contextlib.contextmanager
-def storing(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
-
-
-def figures(scores: np.ndarray, anomalous: np.ndarray) -> str:
+def figures(scores: np.ndarray, anomalous: np.ndarray, rows: str = "test rows") -> str:
     area = detection.bootstrap(scores, anomalous)
     return (
         f"AUROC {area.auroc:.1%} ({area.low:.1%} to {area.high:.1%}), average precision "
         f"{detection.average_precision(scores, anomalous):.1%}, F1 {detection.f1_at_share(scores, anomalous).f1:.1%} "
-        f"where as many are flagged, of {int(anomalous.sum()):,} anomalies among {len(anomalous):,} test rows"
+        f"where as many are flagged, of {int(anomalous.sum()):,} anomalies among {len(anomalous):,} {rows}"
     )
 
 
@@ -253,7 +227,7 @@ def figures(scores: np.ndarray, anomalous: np.ndarray) -> str:
 def score(config: Config) -> None:
     """Writes the CSV. What the flags do not say of the columns is as in fitting, if the table has them all."""
     trained = tabular.load(config.workdir, allow=config.allow_code)
-    limit = trained.calibration.threshold(config.false_positive_rate)
+    trained.calibration.threshold(config.false_positive_rate)  # there are enough for one
     table = bare = read(config, config.table[0])
     if len(bare.columns) > len(trained.encoding.columns) and not (config.label or config.drop):
         stored = flags.read(files.reach(config.workdir))["config"]
@@ -261,25 +235,14 @@ def score(config: Config) -> None:
         table = read(dataclasses.replace(config, **kept), config.table[0])
     x, places = trained.encoding.encode(table)
     scores = trained.look(x).mean(0)
-    flagged, p_values = scores > limit, trained.calibration.p_values(scores)
     known = None if table.anomalous is None else table.anomalous[places]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "score", "p_value", "anomalous", *([] if known is None else ["label"])])
-    for i, row in enumerate(places):
-        own = [] if known is None else [int(known[i])]
-        writer.writerow([row, f"{scores[i]:.6g}", f"{p_values[i]:.4g}", int(flagged[i]), *own])
-    try:
-        files.write(files.reach(config.out), buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
+    labels = None if known is None else known.astype(int).tolist()
+    said = anomaly_scores.write(config, trained.calibration, "row", places.tolist(), scores, labels)
     left = f"; {table.rows - len(places)} with missing values are left out" if len(places) < table.rows else ""
-    print(
-        f"{flagged.sum():,} of {len(scores):,} rows score above {limit:.3f}, where at most "
-        f"{config.false_positive_rate:.1%} of normal ones do{left}; wrote {config.out}"
-    )
+    print(f"{said}{left}; wrote {config.out}")
     if known is not None and known.any() and not known.all():
-        print(figures(scores, known))
+        seen = flags.read(files.reach(config.workdir))["config"].get("table") == list(config.table)
+        print(figures(scores, known, "rows, some of which it was trained on" if seen else "rows"))
 
 
 # --- beside others
@@ -338,13 +301,13 @@ def benchmark(config: Config) -> None:
                 task = encoded(config, table, test, seed, halves=True)
                 own = dataclasses.replace(config, workdir=str(home), seed=seed)
                 measures = json.dumps(case(own, task, devices), indent=1) + "\n"
-                with storing(config):
+                with workdir.storing(config):
                     files.write(home / "figures.json", measures)
             cases.append(json.loads((home / "figures.json").read_text()))
         results[names[path]] = cases
         print(f"{names[path]}: {describe(table, test)}\n{shown(config.method, cases)}", flush=True)
     written = {"config": dataclasses.asdict(config), "tables": results}
-    with storing(config):
+    with workdir.storing(config):
         files.write(workdir.of(config) / "benchmark.json", json.dumps(written, indent=1) + "\n")
     print(f"wrote {config.workdir}/benchmark.json")
 

@@ -34,6 +34,7 @@ ENDINGS = (".png", ".npz", ".gif")  # and none: a folder
 STOPS = 4  # latents that each tile of an animation visits
 FRAME_MS = 50
 LARGEST_GIF = 65_535  # pixels a side
+OWN = re.compile(r"\d+/|(\d+/)?\d+\.png")  # what this script writes into a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,36 +95,13 @@ def check(config: Config) -> tuple[epath.Path, str]:
         raise InputError(f"--truncation={config.truncation}: expected a number above 0, the largest |z|")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
-    out = files.reach(config.out)
-    ending = "" if config.out.endswith(("/", os.sep)) else out.suffix.lower()
+    ending = "" if config.out.endswith(("/", os.sep)) else epath.Path(config.out).suffix.lower()
     if ending and ending not in ENDINGS:
         raise InputError(
             f"--out={config.out}: unknown ending {ending!r}; expected {', '.join(ENDINGS)}, "
             f"or a folder: no ending, or a slash at the end"
         )
-    try:
-        if out.exists():
-            check_replaceable(config, out, ending)
-        elif not files.is_remote(out):
-            parent = next(p for p in out.absolute().parents if p.exists())
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
-    except OSError as error:
-        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
-    return out, ending
-
-
-def check_replaceable(config: Config, out: epath.Path, ending: str) -> None:
-    """Raises InputError unless --overwrite was given and `out` is what this script writes there."""
-    if not config.overwrite:
-        raise InputError(f"--out={config.out} exists; choose another name, or replace it with --overwrite")
-    if out.is_dir() == bool(ending):
-        raise InputError(f"--out={config.out} is a {'folder' if ending else 'file'}; choose another name")
-    inside = [] if ending else list(out.iterdir())
-    for path in itertools.chain(inside, *(folder.iterdir() for folder in inside if folder.is_dir())):
-        name = path.relative_to(out).as_posix()
-        if not re.fullmatch(r"\d+" if path in inside and path.is_dir() else r"(\d+/)?\d+\.png", name):
-            raise InputError(f"--out={config.out} holds other files, such as {name!r}; choose another name")
+    return files.destination("--out", config.out, config.overwrite, folder=not ending, own=OWN), ending
 
 
 def generate(gan: Trained, z: jax.Array, label: np.ndarray | None) -> Iterator[np.ndarray]:
@@ -177,31 +155,17 @@ def write_folder(
 
     Class folders have `names`, or as many digits as the last class, so that their order is that of the classes.
     """
-    remote = files.is_remote(out)  # a bucket has no folders to move
-    part = out if remote else out.with_name(f".{out.name}.{os.getpid()}.part")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
     folders = names or [f"{i:0{len(str(classes - 1))}d}" for i in range(classes)]
 
-    def save(i: int, image: np.ndarray) -> None:
+    def save(part: epath.Path, i: int, image: np.ndarray) -> None:
         inner = part if label is None else part / folders[label[i]]
         report.save_png(inner / f"{i:06d}.png", image)
 
-    if remote and out.exists():
-        out.rmtree()
-    try:
-        with ThreadPoolExecutor() as pool:
-            start = 0
-            for images in batches:
-                list(pool.map(save, range(start, start + len(images)), images))
-                start += len(images)
-        if not remote:
-            if out.exists():
-                out.rename(old)
-            part.rename(out)
-    finally:
-        for leftover in () if remote else (part, old):
-            if leftover.exists():
-                leftover.rmtree()
+    with files.replacing(out) as part, ThreadPoolExecutor() as pool:
+        start = 0
+        for images in batches:
+            list(pool.map(save, itertools.repeat(part), range(start, start + len(images)), images))
+            start += len(images)
 
 
 if __name__ == "__main__":

@@ -69,21 +69,7 @@ def check(config: Config) -> epath.Path:
             raise InputError(f"--{name}={getattr(config, name)}: expected {low} to {high:,}")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
-    out = files.reach(config.out)
-    try:
-        if out.exists():
-            if not config.overwrite:
-                raise InputError(f"--out={config.out} exists; choose another name, or replace it with --overwrite")
-            strange = [out.name] if not out.is_dir() else [p.name for p in out.iterdir() if not OWN.fullmatch(p.name)]
-            if strange:
-                raise InputError(f"--out={config.out} holds {strange[0]!r}, which is no page of ours; choose another")
-        elif not files.is_remote(out):
-            parent = next(p for p in out.absolute().parents if p.exists())
-            if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
-    except OSError as error:
-        raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
-    return out
+    return files.destination("--out", config.out, config.overwrite, folder=True, own=OWN)
 
 
 def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | None:
@@ -190,30 +176,15 @@ def plain(value: Any) -> Any:
 
 def write(out: epath.Path, document: str, report: str, sections: list[page.Section]) -> None:
     """All or nothing: the files are moved into place together."""
-    remote = files.is_remote(out)
-    part = out if remote else out.with_name(f".{out.name}.{os.getpid()}.part")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
-        for section in sections:
-            for picture in section.pictures:
-                files.write(part / f"{picture.name}.png", page.png(picture.array))
-        files.write(part / "report.json", report)
-        files.write(part / "index.html", document)
-        if not remote:
-            if out.exists():
-                out.rename(old)
-            try:
-                part.rename(out)
-            except OSError:
-                if old.exists():
-                    old.rename(out)
-                raise
+        with files.replacing(out) as part:
+            for section in sections:
+                for picture in section.pictures:
+                    files.write(part / f"{picture.name}.png", page.png(picture.array))
+            files.write(part / "report.json", report)
+            files.write(part / "index.html", document)
     except OSError as error:
         raise InputError(f"cannot write --out={os.fspath(out)}: {error.strerror or error}") from None
-    finally:
-        for leftover in () if remote else (part, old):
-            if leftover.exists():
-                leftover.rmtree()
 
 
 if __name__ == "__main__":

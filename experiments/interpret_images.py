@@ -73,11 +73,11 @@ def projection(views: Views) -> Found:
         steps=config.projection_steps,
     )
     difference = np.abs(found.images - targets).mean(-1)
-    rows = [rgb(targets), rgb(found.images), heat(difference)]
+    rows = [rgb(targets), rgb(found.images), heat(difference, together=True)]
     given = len(targets) - CONTROLS
     text = (
         f"Top: {what + ', then ' if what else ''}{CONTROLS} samples of the generator; middle: the nearest images "
-        f"that it can make; bottom: where they differ, each scaled to its largest difference."
+        f"that it can make; bottom: where they differ, black: not at all, white: by {difference.max():.2g} (-1 to 1)."
     )
     picture = Picture("projection", report.grid(np.concatenate(rows), columns=len(targets)), text, "projections")
     decibels = psnr(found.error)

@@ -156,9 +156,10 @@ def rgb(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images[..., :3]
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """(n, h, w), each scaled to its own largest -> uint8 (n, h, w, 3): black, red, yellow, white."""
-    scaled = 3 * np.abs(values) / np.maximum(np.abs(values).max((1, 2), keepdims=True), 1e-12)
+def heat(values: np.ndarray, together: bool = False) -> np.ndarray:
+    """(n, h, w), each scaled to its largest, or all `together` -> uint8 (n, h, w, 3): black, red, yellow, white."""
+    largest = np.abs(values).max(None if together else (1, 2), keepdims=True)
+    scaled = 3 * np.abs(values) / np.maximum(largest, 1e-12)
     return np.round(255 * np.clip(scaled[..., None] - np.arange(3), 0, 1)).astype(np.uint8)
 
 

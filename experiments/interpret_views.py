@@ -224,6 +224,8 @@ def jacobian(views: Views) -> Found:
     ranks = np.array([s.rank for s in spectra])
     h, w, c = views.space.gan.generator.shape
     changes = found.changes.reshape(-1, h, w, c).mean(-1)
+    shown = found.singular[:64]
+    span = f"from {shown[0]:.3g} to {shown[-1]:.3g}"
     pictures = [
         Picture(
             "jacobian_1",
@@ -237,7 +239,7 @@ def jacobian(views: Views) -> Found:
             "What a small step along each does: red pixels become brighter, blue ones darker.",
             "left singular vectors",
         ),
-        Picture("jacobian_3", bars(found.singular[:64]), "Singular values, from the largest, 64 at most.", "bars"),
+        Picture("jacobian_3", bars(shown), f"The first {len(shown)} singular values, {span}.", "bars"),
     ]
     n = len(found.singular)
     text = (

@@ -83,7 +83,7 @@ class Encoding:
             if self.header and table.header and ours.name != theirs.name:
                 raise InputError(f"{table.name} has a column {theirs.name!r} where {ours.name!r} was in fitting")
             if isinstance(ours, Numbers) and theirs.numbers is None:
-                raise _words(table, theirs)
+                raise _words(table, theirs, "a number, as in fitting")
         places = np.arange(table.rows) if self.missing == "median" else whole(table, self.missing)
         memory.check(8 * table.rows * self.width, f"{table.rows:,} rows of {table.name} in {self.width:,} columns")
         parts = [_encoded(ours, theirs, places) for ours, theirs in zip(self.columns, table.columns, strict=True)]
@@ -143,7 +143,8 @@ def fit(
         named |= {i for i, column in enumerate(table.columns) if column.numbers is None}
     for i, column in enumerate(table.columns):
         if column.numbers is None and i not in named:
-            raise _words(table, column)
+            choices = f"--categorical=auto, --categorical={column.name}, or --drop={column.name}"
+            raise _words(table, column, choices)
     # Each column by the rows that it has; a row is dropped only from what is encoded.
     places = np.arange(table.rows) if missing == "median" else whole(table, missing)
     kept = table.take(places if rows is None else np.intersect1d(places, rows))
@@ -186,13 +187,10 @@ def whole(table: Table, missing: str) -> np.ndarray:
     return np.flatnonzero(~bad)
 
 
-def _words(table: Table, column: Column) -> InputError:
+def _words(table: Table, column: Column, expected: str) -> InputError:
     assert column.words is not None
     word = next(cell for cell in column.words if cell and not _number(cell))
-    return InputError(
-        f"{table.name}: column {column.name!r} holds {word[:40]!r}, no number; expected --categorical=auto, "
-        f"--categorical={column.name}, or --drop={column.name}"
-    )
+    return InputError(f"{table.name}: column {column.name!r} holds {word[:40]!r}, no number; expected {expected}")
 
 
 def _number(cell: str) -> bool:

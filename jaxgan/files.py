@@ -68,6 +68,74 @@ def reach(path: epath.PathLike) -> epath.Path:
     return found
 
 
+def destination(
+    flag: str, path: str, overwrite: bool, folder: bool = False, own: re.Pattern[str] | None = None
+) -> epath.Path:
+    """Where to write the file, or the `folder`, that `flag` asks for.
+
+    own: what may lie in a folder that is replaced: fits all names there, "a.png", of folders "3/", in them "3/a.png".
+    Raises InputError for what cannot be written, and for what exists and may not be replaced.
+    """
+    out = reach(path)
+    if folder and out.name in ("", ".."):
+        raise InputError(f"{flag}={path}: expected a folder by its name")
+    try:
+        if out.exists():
+            if not overwrite:
+                raise InputError(f"{flag}={path} exists; choose another name, or replace it with --overwrite")
+            if out.is_dir() != folder:
+                raise InputError(f"{flag}={path} is a {'file' if folder else 'folder'}; choose another name")
+            if folder and own and (name := _stranger(out, own)):
+                raise InputError(f"{flag}={path} holds {name!r}, which was not written by this; choose another name")
+        elif not is_remote(out):
+            parent = next(p for p in out.absolute().parents if p.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise InputError(f"cannot write {flag}={path}: {os.fspath(parent)!r} is no folder to write to")
+    except OSError as error:
+        raise InputError(f"cannot write {flag}={path}: {error.strerror or error}") from None
+    return out
+
+
+def _stranger(folder: epath.Path, own: re.Pattern[str], above: str = "") -> str:
+    """A name in a folder that `own` does not fit; "" if there is none."""
+    for path in folder.iterdir():
+        inside = path.is_dir()
+        name = f"{above}{path.name}{'/' if inside else ''}"
+        if not own.fullmatch(name):
+            return name
+        if inside and (found := _stranger(path, own, name)):
+            return found
+    return ""
+
+
+@contextlib.contextmanager
+def replacing(folder: epath.Path) -> Iterator[epath.Path]:
+    """A new folder to write into, which takes the place of `folder` at the end: that is whole or as it was.
+
+    In a bucket, which has no folders to move, what was there goes first.
+    """
+    remote = is_remote(folder)
+    part = folder if remote else folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if remote and folder.exists():
+        folder.rmtree()
+    try:
+        yield part
+        if not remote:
+            if folder.exists():
+                folder.rename(old)
+            try:
+                part.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    finally:
+        for leftover in () if remote else (part, old):
+            if leftover.exists():
+                leftover.rmtree()
+
+
 @contextlib.contextmanager
 def faults(path: epath.PathLike) -> Iterator[None]:
     """What goes wrong with a bucket is an OSError too: those of its clients (of HTTP, of credentials) are none."""

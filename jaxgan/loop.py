@@ -155,9 +155,10 @@ def run(
     step, seconds = config.steps, time.monotonic() - started
     shown = best.rpartition(":")[2] if best else ""
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
+    pictures = "samples/, " if sample and config.sample_every else ""
     hosts.tell(
         f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
-        f"everything lies in {directory}: checkpoints/, samples/, metrics.jsonl, config.json"
+        f"everything lies in {directory}: checkpoints/, {pictures}metrics.jsonl, config.json"
     )
     return state
 

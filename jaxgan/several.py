@@ -7,7 +7,6 @@ see the same examples, in the same order; their first weights and all noise are 
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,9 @@ from jaxgan.game import Batch, Game, State, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Several(Game):
-    """(A Game in all that a run asks of it; its metrics are means over the plays.)
-
-    given: {player: {"params": ..., collections of variables}}, `count` of each, for players that do not start from
-      their own `init`.
-    """
+    """(A Game in all that a run asks of it; its metrics are means over the plays.)"""
 
     count: int = 1
-    given: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array, batch: Batch, extras: Tree = None) -> State:
         init_key, root = jax.random.split(key)
@@ -34,11 +28,7 @@ class Several(Game):
             return one.init(key, batch, extras).players
 
         keys = jax.vmap(lambda i: jax.random.fold_in(init_key, i))(jnp.arange(self.count))
-        started = jax.vmap(players)(keys)
-        for name, weights in self.given.items():
-            variables = jax.tree.map(jnp.asarray, dict(weights))
-            started[name] = started[name].replace(params=variables.pop("params"), variables=variables)
-        return State(jnp.int32(0), jnp.uint32(0), root, started, {} if extras is None else extras)
+        return State(jnp.int32(0), jnp.uint32(0), root, jax.vmap(players)(keys), {} if extras is None else extras)
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         one = Game(self.players, self.moves)
@@ -53,9 +43,9 @@ class Several(Game):
         return state.replace(step=step, images=images, players=players), jax.tree.map(jnp.mean, metrics)
 
 
-def several(game: Game, count: int, given: Mapping[str, Tree] | None = None) -> Game:
-    """`count` plays of `game` at once (`given`: see `Several`); of one, the game itself."""
-    return game if count == 1 else Several(game.players, game.moves, count, given or {})
+def several(game: Game, count: int) -> Game:
+    """`count` plays of `game` at once; of one, the game itself."""
+    return game if count == 1 else Several(game.players, game.moves, count)
 
 
 def each(tree: Tree, count: int) -> list[Tree]:

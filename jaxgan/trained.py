@@ -192,6 +192,8 @@ def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -
     if not isinstance(networks, dict) or "generator" not in networks:
         raise InputError(f"the config.json of {str(run)!r} names no generator")
     generator = build(networks["generator"], allow)
+    if np.shape(shape := getattr(generator, "shape", ())) != (3,):
+        raise InputError(f"the generator of {str(run)!r} does not fit images: its shape is {shape}, not (h, w, c)")
     players = checkpoint.read(run / "checkpoints", step).get("players", {})
     player = players.get("gen") if isinstance(players, dict) else None
     if not isinstance(player, dict) or not isinstance(player.get("params"), dict):

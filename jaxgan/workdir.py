@@ -68,6 +68,15 @@ def claim(config: Common) -> epath.Path:
 
 
 @contextlib.contextmanager
+def storing(config: Common) -> Iterator[None]:
+    """What is written in here beside a run is written, or the program ends in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFault(f"cannot write to {config.workdir!r}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
 def held(workdir: epath.Path) -> Iterator["Beat"]:
     """Nobody else trains in this directory meanwhile. Raises InputError, saying who does, if somebody is at it.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import anomaly_table
+from experiments import anomaly_table, generate
 from jaxgan import adversarial, tables
 from jaxgan.anomaly import alad, contrast, egbad, parts, tabular
 from jaxgan.metrics import detection
@@ -79,7 +79,7 @@ def softplus(x):
 
 def setting(method):
     networks = method.networks((D,), WIDTH, Z, jnp.float32)
-    game = method.game(networks, parts.Plan(1000.0), {})
+    game = method.game(networks, parts.Plan(1000.0))
     x = jax.random.normal(jax.random.key(1), (B, D))
     batch = {"image": x, "label": jnp.zeros(B, jnp.int32), "row": jnp.arange(B)}
     state = jax.jit(game.init)(jax.random.key(2), batch)
@@ -342,6 +342,8 @@ def test_wrong_scoring(fitted, tmp_path, capfd):
     ):
         code, _, err = run(capfd, "--mode=score", *argv)
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+    code, _, err = runs.here(capfd, f"--run={fitted}", f"--out={tmp_path}/a.png", script=generate)
+    assert code == 2 and err.endswith("does not fit images: its shape is (30,), not (h, w, c)\n"), err
     assert runs.snapshot(tmp_path) == before
 
 

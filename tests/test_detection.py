@@ -63,6 +63,9 @@ def test_a_threshold_keeps_its_rate_over_draws():
         assert rate - 1 / (n + 1) < (n + 1 - k) / (n + 1) <= rate + 1e-12
     assert detection.threshold(np.arange(19.0), 0.05) == 18
     assert detection.threshold(np.arange(99.0), 0.25) == 74
+    # The largest of so few.
+    assert (detection.enough(0.05), detection.enough(0.05, above=1)) == (19, 39)
+    assert detection.threshold(np.arange(38.0), 0.05) == 37 and detection.threshold(np.arange(39.0), 0.05) == 37
 
 
 def test_the_interval_holds_the_area_of_other_draws():

@@ -188,11 +188,11 @@ def test_columns_that_do_not_fit(tmp_path):
     for lines, message in (
         (["a", "1"], "has 1 columns to be seen; expected 2"),
         (["b,a", "1,2"], "a column 'b' where 'a' was"),
-        (["a,b", "1,two"], "column 'b' holds 'two', no number; expected --categorical=auto"),
+        (["a,b", "1,two"], "column 'b' holds 'two', no number; expected a number, as in fitting"),
     ):
         with pytest.raises(InputError, match=message):
             known.encode(table(tmp_path, lines))
-    with pytest.raises(InputError, match=r"column 'a' holds 'x', no number"):
+    with pytest.raises(InputError, match=r"column 'a' holds 'x', no number; expected --categorical=auto"):
         encoding.fit(table(tmp_path, ["a,b", "x,2"]), ["b"])
     good = known.to_json()
     for bad in (None, {}, good | {"missing": "no"}, good | {"columns": [{"name": "a", "mean": 0, "deviation": 0}]}):

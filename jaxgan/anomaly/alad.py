@@ -34,7 +34,7 @@ def networks(shape: Sequence[int], width: int, latent: int, dtype: Any, pairs: S
     return made | {name: Critic(width, dtype=dtype) for name in pairs}
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
     """The discriminators of the pairs that `networks` has, in one move, then generator and encoder in another."""
 
     def disc_loss(params, state, batch, key):

@@ -27,7 +27,7 @@ def networks(shape: tuple[int, int, int], width: int, latent: int, dtype: Any) -
     }
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
     gen, disc, enc = (networks[name] for name in ("gen", "disc", "enc"))
 
     def logits(params, state, batch, key):

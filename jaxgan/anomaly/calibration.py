@@ -53,6 +53,13 @@ class Calibration(NamedTuple):
         """Scores above it are flagged: at most `rate` of new normal examples (`detection.threshold`)."""
         return detection.threshold(np.asarray(self.held), rate)
 
+    def footing(self, rate: float) -> str:
+        """What that threshold stands on, in words."""
+        n, least, surer = len(self.held), detection.enough(rate), detection.enough(rate, above=1)
+        if n < least:
+            return f"{n:,} held out, which are too few: expected {least:,} or more"
+        return f"{n:,} held out" if n >= surer else f"the highest of only {n:,} held out, {surer:,} would be surer"
+
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Scores (n,) -> how often a normal example scores as high, (1 + #) / (1 + n) of the held-out ones."""
         return (1 + len(self.held) - np.searchsorted(self.held, scores, side="left")) / (1 + len(self.held))

@@ -38,7 +38,7 @@ def networks(shape: Sequence[int], width: int, latent: int, dtype: Any) -> Netwo
     return alad.networks(shape, width, latent, dtype) | {"near": near}
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
     near = networks["near"]
 
     def disc_loss(params, state, batch, key):

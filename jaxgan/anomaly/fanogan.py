@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxgan import adversarial, losses, penalties
 from jaxgan.anomaly import parts
@@ -41,7 +42,9 @@ def first(networks: Networks, plan: Plan) -> Game:
     )
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
+    """Generator and critic, whose weights are those of `first`, have no move."""
+
     def loss(params, state, batch, key):
         enc = parts.with_params(state.players["enc"], params["enc"])
         weights = {name: parts.with_params(p, p.params) for name, p in state.players.items() if name != "enc"}
@@ -50,8 +53,12 @@ def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
         total = jnp.mean(image + KAPPA * feature)
         return total, ({"image": jnp.mean(image), "feature": jnp.mean(feature)}, {"enc": new})
 
-    players = {name: parts.still(trained[name]) for name in ("gen", "disc")}
-    players["enc"] = Player(parts.start(networks["enc"]), plan.adam(1e-3))
+    pair = adversarial.Pair(networks["gen"], networks["disc"])
+    players = {
+        "gen": Player(pair.init_generator, optax.set_to_zero()),
+        "disc": Player(pair.init_discriminator, optax.set_to_zero()),
+        "enc": Player(parts.start(networks["enc"]), plan.adam(1e-3)),
+    }
     return Game(players, (Move("enc", loss),))
 
 

@@ -28,7 +28,7 @@ def networks(shape: tuple[int, int, int], width: int, latent: int, dtype: Any) -
     }
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
     gen, disc, enc, again = (networks[name] for name in ("gen", "disc", "enc", "again"))
 
     def disc_loss(params, state, batch, key):

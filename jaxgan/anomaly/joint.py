@@ -25,7 +25,7 @@ R1 = 0.1
 networks = fanogan.networks
 
 
-def game(networks: Networks, plan: Plan, trained: Weights) -> Game:
+def game(networks: Networks, plan: Plan) -> Game:
     gen, disc, enc = (networks[name] for name in ("gen", "disc", "enc"))
     pair = adversarial.Pair(gen, disc)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgan import critic, schedule
-from jaxgan.game import Batch, Optimizer, Player, PlayerState, State
+from jaxgan.game import Batch, Optimizer, PlayerState, State
 
 Networks = Mapping[str, Any]  # of Flax modules: what `apply` returns is known to nobody else
 Weights = Mapping[str, Any]
@@ -58,16 +58,18 @@ def decoder(module: nn.Module) -> Any:
     return init
 
 
-def still(weights: Any) -> Player:
-    """A player who has these weights from the start, and never moves."""
-    variables = dict(weights)
-    params = variables.pop("params")
-    return Player(lambda key, batch: (params, variables), optax.set_to_zero())
-
-
 def of(state: State) -> dict[str, Any]:
     """The weights of all players, averaged where the game keeps an average."""
     return {name: _weights(player, player.averaged) for name, player in state.players.items()}
+
+
+def beginning(state: State, weights: Weights) -> State:
+    """The first state of a game, whose players have these weights where there are some of their name."""
+    players = dict(state.players)
+    for name, given in weights.items():
+        variables = dict(given)
+        players[name] = players[name].replace(params=variables.pop("params"), variables=variables)
+    return state.replace(players=players)
 
 
 def with_params(player: PlayerState, params: Any) -> Any:

@@ -68,7 +68,8 @@ def threshold(normal_scores: np.ndarray, rate: float) -> float:
     that neither training nor the choice of a model has seen, the new one is flagged with a chance of at most `rate`
     and, scores being distinct, more than rate - 1 / (n + 1). The chance is over both draws: given these n, the rate is
     one draw of Beta(n + 1 - k, k), with a standard deviation of about sqrt(rate (1 - rate) / n). Nothing is said of how
-    many anomalies are found.
+    many anomalies are found. Of fewer than 2 / rate - 1 scores (39, at a rate of 0.05) it is the largest: a single
+    outlier among them decides it.
     Raises InputError for NaN, a rate outside of (0, 1), or fewer scores than the rate takes, 1 / rate - 1.
     """
     scores = _finite(normal_scores, "normal scores")
@@ -78,9 +79,13 @@ def threshold(normal_scores: np.ndarray, rate: float) -> float:
     # Rounded first: (n + 1)(1 - rate) of 19 scores and 0.05 is 19.000000000000004 - one too many - on some machines.
     k = math.ceil(round((n + 1) * (1 - rate), 9))
     if k > n:
-        least = math.ceil(round(1 / rate, 9)) - 1
-        raise InputError(f"{n} normal scores for a false-positive rate of {rate}: expected {least} or more")
+        raise InputError(f"{n} normal scores for a false-positive rate of {rate}: expected {enough(rate)} or more")
     return float(np.partition(scores, k - 1)[k - 1])
+
+
+def enough(rate: float, above: int = 0) -> int:
+    """How many normal scores it takes for a threshold with `above` of them beyond it: (1 + above) / rate - 1."""
+    return math.ceil(round((1 + above) / rate, 9)) - 1
 
 
 def bootstrap(

@@ -14,7 +14,7 @@ EPSILON = 1e-8  # keeps the verdict at the maximum finite
 
 
 def verdicts(logits: np.ndarray, maximum: float) -> np.ndarray:
-    """F(x) = d - log(1 - e^(d - ε)), where d = D̃(x) - D̃_M <= 0: its sigmoid is the ratio over M (section 3.2).
+    """F(x) = d - log(1 - e^(d - ε)), where d = D̃(x) - D̃_M <= 0: its sigmoid is the ratio over M.
 
     Logits (n,), and the largest that is known, D̃_M, which none of them exceeds -> (n,).
     """

@@ -49,6 +49,9 @@ class Config:
     split: str = option("train", "of its images to train on")
     test_split: str = option("", "of its held-out images; empty: every other image of --split")
     classes: tuple[int, ...] = option((9,), "classes of the target, which become 0, 1, ...; empty: all")
+    from_classes: tuple[int, ...] = option(
+        (), "where a conditional source has more or fewer, which of its each starts from; empty: the nearest"
+    )
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
     crop: str = option(
@@ -221,10 +224,22 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
 # --- runs
 
 
+def others(config: Config, origin: Origin, target: Target) -> bool:
+    """Whether classes have to be told which of the source's they start from. Raises InputError for --from_classes."""
+    known, given = origin.generator.num_classes, config.from_classes
+    differ = known > 0 and target.classes > 0 and known != target.classes
+    words = ",".join(map(str, given))
+    if given and not differ:
+        raise InputError(f"--from_classes={words}: the source has {known} classes, the target {target.classes}")
+    if given and (len(given) != target.classes or not all(0 <= k < known for k in given)):
+        raise InputError(f"--from_classes={words}: expected {target.classes} numbers from 0 to {known - 1}")
+    return differ
+
+
 def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     """All that are asked for: the source's flags, with those of this script over them."""
     (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
-    conditional = origin.generator.num_classes > 0 and target.classes > 1
+    conditional = origin.generator.num_classes > 0 and target.classes > 0
     given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
     given += ("eval_samples", "devices", "tensorboard", "ema", "ema_ramp", "source_run", "source_step")
     given += tuple(name for name in ("augment", "batch_size") if getattr(config, name))
@@ -314,6 +329,7 @@ def main(config: Config) -> None:
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
     images = load(config, shape)
     target = Target(images.train.shape, images.train.num_classes)
+    differ = others(config, origin, target)
     planned = list(runs(config, origin, target))
     for n in config.num_images:
         if n > images.train.num_examples:
@@ -331,14 +347,21 @@ def main(config: Config) -> None:
     if training is not None:
         image.train(training, known, parallel.devices_for(training.batch_size, training.devices))
         origin = transfer_methods.origin(training.workdir, None, config.allow_code)
-    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target)
-    transfer_report.tell_weights(tuned.told, config.source_run or f"{config.workdir}/source")
+    began = config.source_run or f"{config.workdir}/source"
+    like = config.from_classes
+    if differ and not like:  # by the images that every run has
+        few = chosen(images.train, min(n or images.train.num_examples for n in config.num_images), config.seed)
+        like = transfer_methods.nearest(began, config.source_step, config.allow_code, few)
+    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target, like)
+    transfer_report.tell_weights(tuned.told, began)
+    if like:
+        print(f"classes  start from those of the source: {','.join(map(str, like))}")
     distance, about = measurer(config, images)
     state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
     about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
     for run in planned:
-        made = transfer_methods.method(origin, run, target)
+        made = transfer_methods.method(origin, run, target, like)
         devices = parallel.devices_for(run.batch_size, run.devices)
         play(run, made, chosen(images.train, run.num_images, run.seed), distance, devices)
     transfer_report.write(config, planned, start, images, chosen, about)

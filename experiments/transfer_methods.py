@@ -16,14 +16,29 @@ import optax
 from etils import epath
 
 from experiments import image
-from jaxgan import adversarial, checkpoint, correspondence, critic, files, flags, layerwise, lookup, models, schedule
+from jaxgan import (
+    adversarial,
+    checkpoint,
+    correspondence,
+    critic,
+    data,
+    files,
+    flags,
+    layerwise,
+    lookup,
+    models,
+    schedule,
+)
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, Player, State
 from jaxgan.graft import Change, graft
+from jaxgan.metrics import classify
 from jaxgan.models.mined import Generator as Mined
 from jaxgan.trained import load as load_generator
 from jaxgan.trained import network
+
+SAMPLES = 100  # of a class of the source, which are told by their mean
 
 # The methods, and the flags that only they know.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -121,8 +136,31 @@ def pair_of(origin: Origin, config: Config, target: Target) -> adversarial.Pair:
     )
 
 
-def method(origin: Origin, config: Config, target: Target) -> Method:
-    """What --method names. Raises InputError where these networks cannot do it."""
+def nearest(run: epath.PathLike, step: int | None, allow: bool, source: data.Source) -> tuple[int, ...]:
+    """For each class of `source` that of the run whose samples it is nearest to: by the means of what the last layer of
+    the run's discriminator sees. A new class starts from what is known of an old one (arXiv:2102.06696).
+    """
+    gan, judge = load_generator(run, step=step, allow=allow), critic.load(run, step=step, allow=allow)
+    k, c = gan.generator.num_classes, gan.generator.shape[2]
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return judge.features(images, 0 if judge.sees_class else None)
+
+    known = data.read_all(source)
+    images, label = classify.scaled(known["image"]), known["label"]
+    if images.shape[-1] != c:
+        images = np.repeat(images.mean(-1, keepdims=True), c, -1)
+    seen = features(images)
+    made = features(gan.sample(jax.random.key(0), SAMPLES * k)).reshape(SAMPLES, k, -1).mean(0)
+    wanted = [seen[label == j].mean(0) if np.any(label == j) else seen.mean(0) for j in range(source.num_classes)]
+    return tuple(int(np.argmin(np.sum(np.square(made - x), -1))) for x in wanted)
+
+
+def method(origin: Origin, config: Config, target: Target, like: tuple[int, ...] = ()) -> Method:
+    """What --method names. like: the source's class that each of the target's starts from (`graft.Change`).
+
+    Raises InputError where these networks cannot do it.
+    """
     name = config.method
     pair = pair_of(origin, config, target)
     discriminator = pair.discriminator
@@ -137,7 +175,7 @@ def method(origin: Origin, config: Config, target: Target) -> Method:
         game = corresponding(config, pair, target)
     if name == "scratch":
         return Method(pair, game, discriminator, lambda state: state, {})
-    began = functools.partial(transplanted, origin, (pair.generator.shape[2], pair.generator.num_classes))
+    began = functools.partial(transplanted, origin, (pair.generator.shape[2], pair.generator.num_classes), like)
     told: dict[str, str] = {}
     if origin.players is not None:
         state = jax.eval_shape(game.init, jax.random.key(0), example_of(target))
@@ -153,12 +191,12 @@ def example_of(target: Target, examples: int = 1) -> dict[str, Any]:
 
 
 def transplanted(
-    origin: Origin, now: tuple[int, int], players: dict[str, Any]
+    origin: Origin, now: tuple[int, int], like: tuple[int, ...], players: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Players with what the source's own: weights, what goes with them, and the generator's average.
 
-    now: the channels and classes of their networks. Optimizers start anew. A player "source" is the source's averaged
-    generator.
+    now: the channels and classes of their networks. like: see `method`. Optimizers start anew. A player "source" is the
+    source's averaged generator.
     """
     there = origin.players
     assert there is not None, "the source is not trained yet"
@@ -168,7 +206,7 @@ def transplanted(
     for name, player in players.items():
         own = there["disc" if name == "disc" else "gen"]
         average = own.get("ema") or own["params"]
-        change = Change((was[0], now[0]), (was[1], now[1]), sees=name == "disc")
+        change = Change((was[0], now[0]), (was[1], now[1]), like, sees=name == "disc")
         first = average if name == "source" else own["params"]
         params, changed = graft(first, jax.device_get(player.params), change)
         variables, _ = graft(own.get("variables", {}), jax.device_get(player.variables), change)

@@ -19,12 +19,14 @@ class Change(NamedTuple):
     channels: of the images, old and new. A network that makes images gets for each new channel the mean of the old.
       One that sees images (`sees`) gets shares that add up to what the old ones did: a grey image weighs the same in
       it, whether it has one channel or three equal ones.
-    classes: old and new; those of an axis are its last rows. The first ones keep theirs, further ones start from the
-      mean of all.
+    classes: old and new; those of an axis are its last rows.
+    like: where their number differs, for each new class the old one that it starts from. Empty: the first ones keep
+      theirs, further ones start from the mean of all.
     """
 
     channels: tuple[int, int] = (1, 1)
     classes: tuple[int, int] = (0, 0)
+    like: tuple[int, ...] = ()
     sees: bool = False
 
 
@@ -76,13 +78,15 @@ def _carried(s: int, t: int, change: Change) -> np.ndarray | None:
             share = 1 / d if change.sees else 1 / c
             block = np.eye(c) if c == d else np.full((d, c), share)
             matrix[: places * d, : places * c] = np.kron(np.eye(places), block)
-            matrix[places * d :, places * c :] = _classes(k, m)
+            matrix[places * d :, places * c :] = _classes(k, m, change.like)
             return matrix
     return None
 
 
-def _classes(k: int, m: int) -> np.ndarray:
-    """(m, k): the first classes are the old ones, further ones their mean."""
+def _classes(k: int, m: int, like: tuple[int, ...]) -> np.ndarray:
+    """(m, k): which of the old classes a new one is."""
+    if like and k:
+        return np.eye(k)[list(like)]
     matrix = np.eye(m, k)
     if k:
         matrix[k:] = 1 / k

@@ -37,6 +37,8 @@ def test_classes_are_the_last_rows():
     assert grafted(old, few, graft.Change(classes=(3, 2)))[0] == [[1], [2], [10], [20]]
     assert grafted(old, many, graft.Change(classes=(3, 5)))[0] == [[1], [2], [10], [20], [60], [30], [30]]
     assert grafted(old, np.zeros((2, 1)), graft.Change(classes=(3, 0)))[0] == [[1], [2]]
+    liked = graft.Change(classes=(3, 2), like=(2, 0))
+    assert grafted(old, few, liked)[0] == [[1], [2], [60], [10]]
     # An unconditional network knows nothing of classes: theirs are those that the new network was born with.
     assert grafted([[1], [2]], [[7], [7], [8], [9]], graft.Change(classes=(0, 2)))[0] == [[1], [2], [8], [9]]
 

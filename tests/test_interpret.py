@@ -23,10 +23,10 @@ from jaxgan.models import mlp
 from jaxgan.trained import Trained
 from tests import runs
 from tests.pages import self_contained
-from tests.runs import compile_quickly
+from tests.runs import compile_quickly, narrow_dense
 from tests.weights import drawn
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
 
 
 class Linear(nn.Module):
@@ -260,6 +260,13 @@ SHORT = ("--num=48", "--directions=2", "--restarts=2", "--projection_steps=3", "
 call = functools.partial(runs.here, script=interpret)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def learn_quickly():
+    before, classify.STEPS = classify.STEPS, 20
+    yield
+    classify.STEPS = before
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A conditional run, which forgot its discriminator."""
@@ -272,8 +279,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_without_a_discriminator_and_an_image_of_ones_own(run, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(classify, "STEPS", 20)
+def test_a_run_without_a_discriminator_and_an_image_of_ones_own(run, tmp_path, capfd):
     pixels = data.load("digits").read(np.arange(1))["image"][0, ..., 0]
     Image.fromarray(pixels).resize((20, 16)).convert("RGB").save(tmp_path / "own.jpg")
     argv = (f"--run={run}", *SHORT, f"--image={tmp_path / 'own.jpg'}", "--sample=5")

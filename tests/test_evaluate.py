@@ -18,9 +18,9 @@ from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
 from tests import runs
-from tests.runs import compile_quickly
+from tests.runs import compile_quickly, narrow_dense
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,12 @@ def digits():
 
 @pytest.fixture(scope="module", autouse=True)
 def learn_quickly():
-    before, classify.STEPS, measure.SUBSETS = (classify.STEPS, measure.SUBSETS), 300, 3
+    before, classify.STEPS, measure.SUBSETS = (classify.STEPS, measure.SUBSETS, classify._fit), 300, 3
+    # Of all programs here this one runs for long enough to be optimised a little.
+    options = {"static_argnums": (0, 1), "compiler_options": {"xla_backend_optimization_level": 1}}
+    classify._fit = jax.jit(classify._fit.__wrapped__, **options)
     yield
-    classify.STEPS, measure.SUBSETS = before
+    classify.STEPS, measure.SUBSETS, classify._fit = before
 
 
 @pytest.fixture(scope="module")

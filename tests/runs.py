@@ -12,6 +12,7 @@ import pytest
 
 from experiments import image
 from jaxgan import checkpoint, flags
+from jaxgan.metrics import classify
 from jaxgan.models import mlp
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,15 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", not LONG)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised_classifier():
+    """Classifiers train for hundreds of steps, unlike all else here: a little optimisation is worth its time."""
+    options = {"static_argnums": (0, 1), "compiler_options": {"xla_backend_optimization_level": 1}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify, "_fit", jax.jit(classify._fit.__wrapped__, **options))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,9 +18,9 @@ from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
 from tests import runs
-from tests.runs import compile_quickly, narrow_dense
+from tests.runs import compile_quickly, narrow_dense, optimised_classifier
 
-__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
+__all__ = ["compile_quickly", "narrow_dense", "optimised_classifier"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,9 @@ def digits():
 
 @pytest.fixture(scope="module", autouse=True)
 def learn_quickly():
-    before, classify.STEPS, measure.SUBSETS = (classify.STEPS, measure.SUBSETS, classify._fit), 300, 3
-    # Of all programs here this one runs for long enough to be optimised a little.
-    options = {"static_argnums": (0, 1), "compiler_options": {"xla_backend_optimization_level": 1}}
-    classify._fit = jax.jit(classify._fit.__wrapped__, **options)
+    before, classify.STEPS, measure.SUBSETS = (classify.STEPS, measure.SUBSETS), 300, 3
     yield
-    classify.STEPS, measure.SUBSETS, classify._fit = before
+    classify.STEPS, measure.SUBSETS = before
 
 
 @pytest.fixture(scope="module")

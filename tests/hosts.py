@@ -47,7 +47,7 @@ def free_port() -> int:
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"  # the last one counts
     quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not LONG))}
     # As the tests of one process run: nothing is left in flight on a machine of few cores.
     return os.environ | quick | {"JAX_CPU_ENABLE_ASYNC_DISPATCH": "0", "PYTHONPATH": str(ROOT)} | more

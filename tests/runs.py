@@ -12,6 +12,8 @@ import pytest
 
 from experiments import image
 from jaxgan import checkpoint, flags
+from jaxgan.metrics import classify
+from jaxgan.models import mlp
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("JAXGAN_KILLS", "2"))
@@ -30,8 +32,32 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised_classifier():
+    """Classifiers train for hundreds of steps, unlike all else here: a little optimisation is worth its time."""
+    options = {"static_argnums": (0, 1), "compiler_options": {"xla_backend_optimization_level": 1}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify, "_fit", jax.jit(classify._fit.__wrapped__, **options))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_dense():
+    """In this process `--model=mlp` has 24 units a layer: to draw and save millions of weights takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        for network in (mlp.Generator, mlp.Discriminator):
+
+            def narrow(self, *args, widths=(24, 24, 24), init=network.__init__, **options):
+                init(self, *args, widths=widths, **options)
+
+            patch.setattr(network, "__init__", narrow)
+        yield
+
+
 def start(workdir, *argv, **streams):
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not LONG))}
+    # With the older way to emit code (tests/conftest.py) a stream and resident data would differ in a last bit.
+    env = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace("emitters=false", "emitters=true")}
+    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not LONG))}
     command = [sys.executable, "-m", "experiments.image", f"--workdir={workdir}", *argv]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **streams)
 

@@ -19,6 +19,7 @@ from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
 from jaxgan.several import each, several
 from tests.runs import compile_quickly, here, snapshot  # noqa: F401
+from tests.weights import begun
 
 SHAPE = (8, 8, 1)
 METHODS = {"joint": joint, "fanogan": fanogan, "bigan": bigan, "ganomaly": ganomaly}
@@ -36,7 +37,7 @@ def games():
     for name, method in METHODS.items():
         networks = method.networks(SHAPE, 4, 3, jnp.float32)
         game = method.game(networks, parts.Plan(100.0))
-        found[name] = networks, game, jax.jit(game.init)(jax.random.key(2), batch())
+        found[name] = networks, game, begun(game, batch())
     return found
 
 
@@ -71,17 +72,18 @@ def test_residuals_are_those_of_the_papers(games):
         weights = parts.of(state)
 
         @jax.jit
-        def outputs(x, networks=networks, weights=weights, bigan=name == "bigan"):
+        def outputs(x, method=method, networks=networks, weights=weights, bigan=name == "bigan"):
             apply = {player: functools.partial(module.apply, weights[player]) for player, module in networks.items()}
             z = apply["enc"](x)
             again = apply["gen"](z)
             inputs = (z,) if bigan else ()
             seen = [critic.seen_by_last(networks["disc"], weights["disc"], y, *inputs)[1] for y in (x, again)]
             second = apply.get("again", apply["enc"])(again)
-            return {"z": z, "again": again, "real": seen[0], "fake": seen[1], "second": second}
+            out = {"z": z, "again": again, "real": seen[0], "fake": seen[1], "second": second}
+            return method.residuals(networks, weights, x), out
 
-        found = jax.jit(functools.partial(method.residuals, networks))(weights, x)
-        out = {key: np.asarray(value, np.float64) for key, value in outputs(x).items()}
+        found, out = jax.device_get(outputs(x))
+        out = {key: np.float64(value) for key, value in out.items()}
         np.testing.assert_allclose(found.images, out["again"], atol=1e-6)
         difference, feature = np.asarray(x, np.float64) - out["again"], (out["real"] - out["fake"]).reshape(len(x), -1)
         blurred = gaussian_filter(difference, (0, 0.5, 0.5, 0), mode="constant", radius=(0, 2, 2, 0))

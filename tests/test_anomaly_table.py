@@ -1,7 +1,6 @@
 """Anomalies in tables: the games against NumPy, and the script from a table to a CSV."""
 
 import csv
-import functools
 import json
 import re
 import shutil
@@ -82,25 +81,33 @@ def setting(method):
     game = method.game(networks, parts.Plan(1000.0))
     x = jax.random.normal(jax.random.key(1), (B, D))
     batch = {"image": x, "label": jnp.zeros(B, jnp.int32), "row": jnp.arange(B)}
-    state = jax.jit(game.init)(jax.random.key(2), batch)
-    # Biases start at 0, and a sign of one would not show.
-    players = {
-        name: p.replace(params=jax.tree.map(lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), p.params))
-        for name, p in state.players.items()
-    }
-    state = state.replace(players=players)
-    return networks, game, state, batch
+
+    @jax.jit
+    def begin(key):
+        state = game.init(key, batch)
+        moved = lambda w: w + 0.1 * jnp.cos(jnp.arange(w.size)).reshape(w.shape)  # noqa: E731
+        # Biases start at 0, and a sign of one would not show.
+        players = {name: p.replace(params=jax.tree.map(moved, p.params)) for name, p in state.players.items()}
+        return state.replace(players=players)
+
+    return networks, game, begin(jax.random.key(2)), batch
 
 
-def losses(method, key):
-    """Of both moves: (total, variables) each, the NumPy weights, rows and the batch."""
+def losses(method, key, besides=lambda networks, state, batch: {}):
+    """Of both moves: {title: (total, metrics, variables)}, the residuals and what is wanted besides, in one program."""
     networks, game, state, batch = setting(method)
-    found = {}
-    for move in game.moves:
-        params = {name: state.players[name].params for name in move.movers}
-        total, (metrics, variables) = jax.jit(move.loss)(params, state, batch, key)
-        found[move.title] = float(total), metrics, variables
-    return found, networks, state, double(parts.of(state)), np.asarray(batch["image"], np.float64), batch
+
+    @jax.jit
+    def everything(state):
+        found = {}
+        for move in game.moves:
+            params = {name: state.players[name].params for name in move.movers}
+            total, (metrics, variables) = move.loss(params, state, batch, key)
+            found[move.title] = total, metrics, variables
+        return found, method.residuals(networks, parts.of(state), batch["image"]), besides(networks, state, batch)
+
+    weights, x = double(parts.of(state)), np.asarray(batch["image"], np.float64)
+    return *jax.device_get(everything(state)), networks, weights, x, batch["row"]
 
 
 def sides(weights, x, z):
@@ -114,8 +121,8 @@ def sides(weights, x, z):
 def test_losses_are_those_of_the_papers(method):
     """arXiv:1812.02288, equations 3 to 5, and arXiv:1802.06222, equation 1; G and E play for the other side's loss."""
     key = jax.random.key(3)
-    found, networks, state, weights, x, batch = losses(method, key)
-    z = np.asarray(adversarial.latents(key, batch["row"], Z), np.float64)
+    found, scores, _, networks, weights, x, rows = losses(method, key)
+    z = np.asarray(adversarial.latents(key, rows, Z), np.float64)
     shown = sides(weights, x, z)
     names = ("xz", "xx", "zz") if method is alad else ("xz",)
     assert set(networks) == {"gen", "enc", *names}
@@ -132,7 +139,6 @@ def test_losses_are_those_of_the_papers(method):
         np.testing.assert_allclose(new, v @ w / np.linalg.norm(v @ w), rtol=1e-4, atol=1e-5)
     assert found["disc"][0] == pytest.approx(disc, rel=1e-4)
     assert found["gen"][0] == pytest.approx(gen, rel=1e-4)
-    scores = method.residuals(networks, parts.of(state), batch["image"])
     enc = network(weights["enc"], x)[0]
     again = network(weights["gen"], enc)[0]
     np.testing.assert_allclose(scores.images, again, rtol=1e-3, atol=1e-4)
@@ -147,13 +153,19 @@ def test_losses_are_those_of_the_papers(method):
 
 def test_contrast_adds_what_it_says():
     key = jax.random.key(4)
-    found, networks, state, weights, x, batch = losses(contrast, key)
-    rows = batch["row"]
     z_key, noise_key, length_key, move_key = jax.random.split(key, 4)
-    plain = {name: network for name, network in networks.items() if name != "near"}
-    z = adversarial.latents(z_key, rows, Z)
-    params = {n: state.players[n].params for n in alad.PAIRS}
-    base, _ = jax.jit(functools.partial(alad.judged, plain))(params, state, batch["image"], z)
+    other_key, other_noise_key = jax.random.split(key)
+
+    def bases(networks, state, batch):
+        """The losses that it adds to."""
+        plain = {name: network for name, network in networks.items() if name != "near"}
+        judges, players = ({n: state.players[n].params for n in names} for names in (alad.PAIRS, ("gen", "enc")))
+        z, other = (adversarial.latents(key, batch["row"], Z) for key in (z_key, other_key))
+        judged, _ = alad.judged(plain, judges, state, batch["image"], z)
+        confused, _ = alad.confused(plain, players, state, batch["image"], other)
+        return judged, confused
+
+    found, residuals, (judged, confused), _, weights, x, rows = losses(contrast, key, bases)
     seen = x + 0.2 * np.asarray(contrast.normal(noise_key, rows, (D,)), np.float64)
     length = np.asarray(contrast.lengths(length_key, rows), np.float64)
     noise = np.asarray(contrast.normal(move_key, rows, (D,)), np.float64)
@@ -161,18 +173,14 @@ def test_contrast_adds_what_it_says():
     for i in range(B):  # row i moves along the two before it, or by noise
         far[i] += length[i] * (noise[i] if i % 2 == 0 else (seen[i - 1] - seen[i - 2]) / np.sqrt(2))
     real, fake = (network(weights["near"], np.concatenate([y, np.log(length)], 1))[0] for y in (seen, far))
-    expected = float(base) + softplus(-real).mean() + softplus(fake).mean()
+    expected = judged + softplus(-real).mean() + softplus(fake).mean()
     assert found["disc"][0] == pytest.approx(expected, rel=1e-4)
-    z_key, noise_key = jax.random.split(key)
-    noisy = x + 0.5 * np.asarray(contrast.normal(noise_key, rows, (D,)), np.float64)
+    noisy = x + 0.5 * np.asarray(contrast.normal(other_noise_key, rows, (D,)), np.float64)
     latent = network(weights["enc"], noisy)[0]
     row = np.square(x - network(weights["gen"], latent)[0]).mean()
-    params = {n: state.players[n].params for n in ("gen", "enc")}
-    z = adversarial.latents(z_key, rows, Z)
-    base, _ = jax.jit(functools.partial(alad.confused, plain))(params, state, batch["image"], z)
     prior = np.square(latent.mean(0)).mean() + np.square(np.cov(latent.T, bias=True) - np.eye(Z)).sum() / Z
-    assert found["gen"][0] == pytest.approx(float(base) + row + prior, rel=1e-4)
-    scores = contrast.residuals(networks, parts.of(state), batch["image"]).scores
+    assert found["gen"][0] == pytest.approx(confused + row + prior, rel=1e-4)
+    scores = residuals.scores
     told = [network(weights["near"], np.concatenate([x, np.full((B, 1), np.log(s))], 1))[0] for s in (1, 2, 4)]
     np.testing.assert_allclose(scores["contrast"], np.mean([softplus(-t[:, 0]) for t in told], 0), rtol=1e-3)
     np.testing.assert_allclose(scores["latent"], np.square(network(weights["enc"], x)[0]).mean(1), rtol=1e-3)

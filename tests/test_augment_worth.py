@@ -21,9 +21,9 @@ from jaxgan.metrics import recipe, rejection
 from jaxgan.metrics.recipe import Part, Recipe
 from jaxgan.models.classifier import Classifier
 from tests import runs
-from tests.runs import compile_quickly, snapshot
+from tests.runs import compile_quickly, narrow_dense, snapshot
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
 
 here = functools.partial(runs.here, script=augment)
 SHORT = (

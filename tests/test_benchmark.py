@@ -74,7 +74,7 @@ def test_count_is_that_of_the_layers():
         ("--dtype=", ("--dtype=",)),
         ("--steps_per_call=0", ("--steps_per_call",)),
         ("--batch_size=-1", ("--batch_size",)),
-        ("--smoke --cases=mlp28 --peer=torch --peer_python=nowhere/python", ("nowhere/python", "torch")),
+        ("--cases=mlp28 --placement=draw --peer=torch --peer_python=nowhere/python", ("nowhere/python", "torch")),
     ],
 )
 def test_wrong_flags(flag, words, capsys):

@@ -102,12 +102,8 @@ def test_every_way_is_the_sum_that_it_stands_for(name, m, oh, ow):
             spread[window] += y @ w[u, v].T
             contracted[u, v] = np.einsum("bijc,bijd->cd", z[window], y)
     way = WAYS[name]
-    z, w, y = map(jnp.float32, (z, w, y))
-    for got, expected in (
-        (way.correlate(z, w), correlated),
-        (way.spread(y, w), spread),
-        (way.contract(z, y), contracted),
-    ):
+    maps = quick(lambda z, w, y: (way.correlate(z, w), way.spread(y, w), way.contract(z, y)))
+    for got, expected in zip(maps(*map(np.float32, (z, w, y))), (correlated, spread, contracted), strict=True):
         assert got.shape == expected.shape
         np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
 
@@ -241,21 +237,26 @@ def test_transposed_module(size):
 
 def test_transposed_module_without_a_size():
     """(b, 1, 1, c) -> (b, k, k, f): one matrix product."""
-    y = jnp.float32(np.random.default_rng(0).normal(size=(2, 1, 1, 3)))
+    y = np.float32(np.random.default_rng(0).normal(size=(2, 1, 1, 3)))
     module = ConvTranspose(5, 4, 1, use_bias=False)
-    params = module.init(jax.random.key(0), y)
-    wanted = jnp.einsum("bc,uvfc->buvf", y[:, 0, 0], params["params"]["kernel"])
-    np.testing.assert_allclose(module.apply(params, y), wanted, atol=1e-5)
-    assert module.apply(params, jnp.ones((2, 3, 2, 3))).shape == (2, 6, 5, 5)
+    found, params = quick(module.init_with_output)(jax.random.key(0), y)
+    wanted = np.einsum("bc,uvfc->buvf", y[:, 0, 0], params["params"]["kernel"])
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert jax.eval_shape(module.apply, params, jnp.ones((2, 3, 2, 3))).shape == (2, 6, 5, 5)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resampling_is_part_of_the_convolution(kernel):
-    x = jnp.float32(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
+    x = np.float32(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
     plain, larger, smaller = (Conv(4, kernel, **way) for way in ({}, {"up": True}, {"down": True}))
-    params = plain.init(jax.random.key(0), x)
-    params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that is not 0
-    enlarged = x.repeat(2, 1).repeat(2, 2)
-    pooled = plain.apply(params, x).reshape(2, 3, 2, 4, 2, 4).mean((2, 4))
-    np.testing.assert_allclose(larger.apply(params, x), plain.apply(params, enlarged), atol=1e-5)
-    np.testing.assert_allclose(smaller.apply(params, x), pooled, atol=1e-5)
+
+    @quick
+    def everything(x, enlarged):
+        params = plain.init(jax.random.key(0), x)
+        params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that is not 0
+        wanted = plain.apply(params, enlarged), plain.apply(params, x)
+        return larger.apply(params, x), smaller.apply(params, x), wanted
+
+    large, small, (wanted, whole) = everything(x, x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(large, wanted, atol=1e-5)
+    np.testing.assert_allclose(small, np.asarray(whole).reshape(2, 3, 2, 4, 2, 4).mean((2, 4)), atol=1e-5)

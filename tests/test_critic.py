@@ -9,8 +9,10 @@ import pytest
 
 from jaxgan import critic, models
 from jaxgan.errors import InputError
+from jaxgan.layers.conv import plain
 from jaxgan.lookup import names
 from tests.runs import compile_quickly
+from tests.weights import drawn
 
 __all__ = ["compile_quickly"]  # a fixture
 
@@ -30,11 +32,11 @@ def test_every_discriminator_has_features_of_the_image(model, classes):
     label = jnp.ones(4, jnp.int32) if classes else None
 
     @jax.jit
-    def judged():
-        variables = disc.init(jax.random.key(0), x, label, train=False)
+    def judged(variables):
         return critic.seen_by_last(disc, variables, x, label, train=False)[1]
 
-    features = judged()
+    with plain():
+        features = judged(drawn(disc, x, label, train=False))
     assert features.shape[0] == 4 and np.prod(features.shape[1:]) > 3
     assert np.ptp(np.asarray(features, np.float32), axis=0).max() > 0  # of the images, not of the class
 
@@ -43,14 +45,14 @@ def test_features_of_dcgan_give_its_logits():
     from jaxgan.models.dcgan import Discriminator
 
     disc = Discriminator((16, 16, 1), width=8, batch_norm=False)
-    x = jax.random.normal(jax.random.key(1), (130, 16, 16, 1))
-    params = disc.init(jax.random.key(0), x[:1])["params"]
+    x = np.asarray(jax.random.normal(jax.random.key(1), (130, 16, 16, 1)))
+    params = drawn(disc, x[:1])["params"]
     judge = critic.Critic(disc, params, {})
     dense = params["Dense_0"]
-    expected = judge.features(np.asarray(x)) @ np.asarray(dense["kernel"])[:, 0] + np.asarray(dense["bias"])[0]
-    np.testing.assert_allclose(judge.logits(np.asarray(x)), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(judge.logits(np.asarray(x)), disc.apply({"params": params}, x), rtol=1e-5, atol=1e-6)
+    expected = judge.features(x) @ np.asarray(dense["kernel"])[:, 0] + np.asarray(dense["bias"])[0]
+    np.testing.assert_allclose(judge.logits(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(judge.logits(x), jax.jit(disc.apply)({"params": params}, x), rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="judges images"):
         judge.logits(np.zeros((2, 8, 8, 1), np.float32))
     with pytest.raises(InputError, match="sees none"):
-        judge.logits(np.asarray(x), np.zeros(130, np.int32))
+        judge.logits(x, np.zeros(130, np.int32))

@@ -18,9 +18,9 @@ from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
 from tests import runs
-from tests.runs import compile_quickly
+from tests.runs import compile_quickly, narrow_dense, optimised_classifier
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense", "optimised_classifier"]  # fixtures
 
 
 @pytest.fixture(scope="module")

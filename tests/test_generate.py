@@ -16,6 +16,9 @@ from jaxgan import adversarial, checkpoint, data, flags, report, trained
 from jaxgan.adversarial import latents
 from jaxgan.errors import InputError
 from jaxgan.models import dcgan, mlp
+from tests.runs import narrow_dense
+
+__all__ = ["narrow_dense"]  # a fixture
 
 SHORT = {"steps_per_call": 5, "checkpoint_every": 5, "eval_every": 0, "tensorboard": False, "batch_size": 32}
 

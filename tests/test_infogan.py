@@ -22,6 +22,7 @@ from jaxgan.models.infogan import Discriminator, Generator
 from tests import runs
 from tests.pages import self_contained
 from tests.runs import compile_quickly
+from tests.weights import drawn
 
 __all__ = ["compile_quickly"]  # a fixture
 
@@ -41,9 +42,10 @@ def test_codes_of_a_normal_latent_have_their_distributions():
     np.testing.assert_array_equal(codes[:, 6:], z[:, 6:])
     # Independent: the category says nothing of a number.
     assert abs(np.corrcoef(codes[:, 0], codes[:, 4])[0, 1]) < 0.03
-    variables = generator.init(jax.random.key(1), z[:4])
-    images = generator.apply(variables, z[:4])
-    np.testing.assert_array_equal(images, generator.apply(variables, codes[:4], method="from_codes"))
+    variables = drawn(generator, z[:4])
+    images = jax.jit(generator.apply)(variables, z[:4])
+    from_codes = jax.jit(functools.partial(generator.apply, method="from_codes"))
+    np.testing.assert_array_equal(images, from_codes(variables, codes[:4]))
     with pytest.raises(InputError, match="expected at least 6"):
         Generator((8, 8, 1), latent=5, categorical=4, continuous=2)
 

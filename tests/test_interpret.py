@@ -23,9 +23,10 @@ from jaxgan.models import mlp
 from jaxgan.trained import Trained
 from tests import runs
 from tests.pages import self_contained
-from tests.runs import compile_quickly
+from tests.runs import compile_quickly, narrow_dense
+from tests.weights import drawn
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
 
 
 class Linear(nn.Module):
@@ -204,14 +205,9 @@ FAMILIES = {
 }
 
 
-def drawn(module, label):
-    """A generator with weights at random: to initialise one takes as long to compile as to run it."""
-    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, module.latent)), label)
-    rng = np.random.default_rng(0)
-    positive = jax.tree.map(lambda x: np.abs(0.5 * rng.normal(size=x.shape)).astype(x.dtype) + 0.1, variables)
-    fan_in = lambda x: np.sqrt(np.prod(x.shape[:-1])) if x.ndim > 1 else 10  # noqa: E731
-    params = jax.tree.map(lambda x: (rng.normal(size=x.shape) / fan_in(x)).astype(x.dtype), variables["params"])
-    return Trained(module, params, {name: tree for name, tree in positive.items() if name != "params"})
+def random_gan(module, label):
+    variables = drawn(module, jnp.zeros((1, module.latent)), label)
+    return Trained(module, variables.pop("params"), variables)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -222,7 +218,7 @@ def test_every_family_has_a_space_first_layers_and_units(name):
     side = 32 if name == "resnet" else 8
     given = {"latent": 12} | options | ({"num_classes": classes} if classes else {})
     label = jnp.ones(3, jnp.int32) if classes else None
-    space = Space.of(drawn(module((side, side, 1), **given), None if label is None else label[:1]))
+    space = Space.of(random_gan(module((side, side, 1), **given), None if label is None else label[:1]))
     render, z = space.at(1 if classes else None), jax.random.normal(jax.random.key(0), (3, 12))
 
     @jax.jit
@@ -264,6 +260,13 @@ SHORT = ("--num=48", "--directions=2", "--restarts=2", "--projection_steps=3", "
 call = functools.partial(runs.here, script=interpret)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def learn_quickly():
+    before, classify.STEPS = classify.STEPS, 20
+    yield
+    classify.STEPS = before
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A conditional run, which forgot its discriminator."""
@@ -276,8 +279,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_without_a_discriminator_and_an_image_of_ones_own(run, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(classify, "STEPS", 20)
+def test_a_run_without_a_discriminator_and_an_image_of_ones_own(run, tmp_path, capfd):
     pixels = data.load("digits").read(np.arange(1))["image"][0, ..., 0]
     Image.fromarray(pixels).resize((20, 16)).convert("RGB").save(tmp_path / "own.jpg")
     argv = (f"--run={run}", *SHORT, f"--image={tmp_path / 'own.jpg'}", "--sample=5")

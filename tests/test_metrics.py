@@ -11,6 +11,9 @@ import scipy.linalg
 from jaxgan import data
 from jaxgan.metrics import classify, judge
 from jaxgan.metrics.frechet import Moments, distance, moments
+from tests.runs import optimised_classifier
+
+__all__ = ["optimised_classifier"]  # a fixture
 
 SAMPLES = 500
 

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from jaxgan.sources import from_arrays
 
 BATCH, STEPS = 8, 20
 UNOPTIMISED = {"xla_backend_optimization_level": 0}  # by LLVM: halves the time of compilation
+# As users compile, whatever tests/conftest.py says: the bits of a step depend on it.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+    OPTIMISED["xla_cpu_use_fusion_emitters"] = True
 COMPILATIONS = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: COMPILATIONS.append(event) if event.endswith("backend_compile_duration") else None
@@ -59,22 +64,25 @@ def first_state(name):
 
 
 @functools.cache
-def machine(name, count):
+def machine(name, count, optimised=False):
     """A feed and a compiled call, shared by the tests, for each length of a call is compiled once."""
     devices, (game, images) = jax.devices()[:count], game_of(name)
     feed = data.place(images, batch_size=BATCH, draws=game.draws, seed=1, devices=devices)
     call = parallel.compile_steps(game, feed.draw, devices)
-    return feed, quick(call) if name == "dcgan" else call
+    if optimised:
+        return feed, ahead(call, OPTIMISED)
+    return feed, ahead(call, UNOPTIMISED) if name == "dcgan" else call
 
 
-def quick(call):
-    """Compiled ahead, by the first call, and from then on bound to its shapes and shardings."""
-    compiled = []
+def ahead(call, options):
+    """Compiled ahead, by the first call of each length, and from then on bound to its shapes and shardings."""
+    compiled = {}
 
-    def run(*arguments):
-        if not compiled:
-            compiled.append(call.lower(*arguments).compile(compiler_options=UNOPTIMISED))
-        return compiled[0](*arguments)
+    def run(state, resident, x):
+        shapes = str(jax.tree.map(jnp.shape, x))
+        if shapes not in compiled:
+            compiled[shapes] = call.lower(state, resident, x).compile(compiler_options=options)
+        return compiled[shapes](state, resident, x)
 
     return run
 
@@ -82,9 +90,9 @@ def quick(call):
 COMPILED = collections.Counter()  # (game, devices, steps of a call): how many of its calls compiled something
 
 
-def train(name, count, lengths, watch=None):
+def train(name, count, lengths, watch=None, optimised=False):
     """Calls of these lengths -> the last state and the metrics {name: (steps,)}, on the host."""
-    feed, call = machine(name, count)
+    feed, call = machine(name, count, optimised)
     # A copy, because donation also takes what `replicate` had no need to copy.
     state = parallel.replicate(jax.tree.map(jnp.copy, first_state(name)), jax.devices()[:count])
     rows, step = [], 0
@@ -94,7 +102,7 @@ def train(name, count, lengths, watch=None):
         COMPILATIONS.clear()
         before = state
         state, metrics = jax.block_until_ready(call(state, feed.resident, x))
-        COMPILED[name, count, length] += bool(COMPILATIONS)
+        COMPILED[name, count, length] += bool(COMPILATIONS) and not optimised
         # What is only written, as the gradients kept by `SGD`, is no input of the program.
         given = [(player.params, player.variables, player.ema) for player in before.players.values()]
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given)), "the state handed in is not donated"
@@ -177,9 +185,9 @@ def test_replicas_hold_the_same_bits(name):
 
 
 def test_any_division_into_calls_gives_the_same_bits():
-    whole, metrics = train("mlp", 2, [4])
+    whole, metrics = train("mlp", 2, [4], optimised=True)
     for lengths in ([2, 2], [1] * 4):
-        state, parts = train("mlp", 2, lengths)
+        state, parts = train("mlp", 2, lengths, optimised=True)
         assert_same_bits(state, whole)
         assert_same_bits(parts, metrics)
 

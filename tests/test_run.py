@@ -106,8 +106,9 @@ def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, placement):
     assert kept == sorted(p.name for p in (whole / "checkpoints").iterdir())
 
 
-def test_a_finished_run_says_so_and_more_steps_continue_it(whole, tmp_path, capfd):
-    workdir = tmp_path / "run"
+def test_a_finished_run_says_so_and_more_steps_continue_it(tmp_path, capfd):
+    workdir, whole = tmp_path / "run", tmp_path / "whole"
+    assert here(capfd, *TINY, f"--steps={STEPS}", f"--workdir={whole}")[0] == 0
     argv = (*TINY, f"--workdir={workdir}")
     assert here(capfd, *argv, "--steps=30")[0] == 0
     before = snapshot(tmp_path)
@@ -122,8 +123,9 @@ def test_a_finished_run_says_so_and_more_steps_continue_it(whole, tmp_path, capf
     assert f"--steps={STEPS}\n" in (workdir / "flags.txt").read_text()
 
 
-def test_a_flag_file_repeats_a_run(whole, tmp_path, capfd):
-    assert here(capfd, f"--flagfile={whole}/flags.txt", f"--workdir={tmp_path / 'other'}")[0] == 0
+def test_a_flag_file_repeats_a_run(whole, tmp_path):
+    code, _, err = program(tmp_path / "other", f"--flagfile={whole}/flags.txt", f"--workdir={tmp_path / 'other'}")
+    assert code == 0, err
     same_run(tmp_path / "other", whole)
 
 

@@ -8,6 +8,9 @@ from jaxgan import data
 from jaxgan.errors import InputError
 from jaxgan.metrics import cas, classify
 from jaxgan.metrics.smoothness import path_length, slerp
+from tests.runs import optimised_classifier
+
+__all__ = ["optimised_classifier"]  # a fixture
 
 
 def test_slerp_is_the_great_circle():

@@ -16,9 +16,9 @@ from jaxgan.errors import InputError
 from jaxgan.metrics import classify
 from jaxgan.models import mined
 from tests import runs
-from tests.runs import bits, compile_quickly
+from tests.runs import bits, compile_quickly, narrow_dense
 
-__all__ = ["compile_quickly"]  # a fixture
+__all__ = ["compile_quickly", "narrow_dense"]  # fixtures
 
 
 @pytest.fixture(scope="module", autouse=True)

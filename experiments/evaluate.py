@@ -28,7 +28,7 @@ from jaxgan import data, files, flags, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
-from jaxgan.images import CROPS, to_uint8
+from jaxgan.images import to_uint8
 from jaxgan.layers.resize import RESIZINGS
 from jaxgan.metrics import cas, coverage, embed, judge, measure, neighbours, parzen, repeats, smoothness
 from jaxgan.metrics.reference import Reference, reference
@@ -55,8 +55,7 @@ class Config:
     size: str = option("", "resize all images to 64 or 48x64; empty: as they are, or as the run saw them")
     crop: str = option(
         "",
-        "where the aspect ratio of --size differs: cut the centre, or stretch; empty: as the run",
-        ("", *CROPS),
+        "center or none: where the aspect ratio of --size differs, cut or stretch; 20x20: cut that; empty: as the run",
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
     skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")

@@ -42,6 +42,9 @@ from jaxgan.game import Game, Move, Optimizer, State
 from jaxgan.metrics.diagnose import Diagnosis, held_out
 from jaxgan.trained import Trained, network
 
+# Flags of one value, or start,end over --anneal_images; the others may be empty.
+NEEDED = ("learning_rate", "beta2", "augment_probability")
+SCHEDULES = (*NEEDED, "gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "instance_noise", "ema")
 LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 32 bits; of moves that are all kept
 
 
@@ -107,11 +110,9 @@ def check(config: Config, devices: int) -> None:
         most = UNROLLED if name == "unroll" else LARGEST
         if getattr(config, name) > most:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
-    needed = ("learning_rate", "beta2", "augment_probability")
-    optional = ("gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "consistency", "instance_noise", "ema")
-    for name in (*needed, *optional):
+    for name in (*SCHEDULES, "consistency"):
         values = getattr(config, name)
-        if len(values) > 2 or (name in needed and not values):
+        if len(values) > 2 or (name in NEEDED and not values):
             raise InputError(f"--{name}={','.join(map(str, values))}: expected one value, or start,end")
     for name in ("anneal_images", "ada_images"):
         if getattr(config, name) <= 0:

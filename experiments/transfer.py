@@ -55,7 +55,7 @@ class Config:
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
     crop: str = option(
-        "center", "where the aspect ratio differs from the source's: cut, or stretch", ("center", "none")
+        "center", "center or none: where the aspect ratio is not the source's, cut or stretch; 20x20: cut that first"
     )
     channels: int = option(0, "of the target's images, 1: grey, 3: colour; 0: as the source's")
     skip_bad_images: bool = option(False, "leave out files of folder:DIR that cannot be read")
@@ -265,8 +265,10 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         every = max(steps // config.evaluations, 1)
         rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
         rates: dict[str, Any] = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
-        # What the source's schedules did over its length, rates, penalties and all, each run does over its own.
-        rates["anneal_images"] = float(steps * (config.batch_size or origin.config.batch_size))
+        values = flags_there | {name: getattr(config, name) for name in given} | rates
+        if any(len(values[name]) > 1 for name in image.SCHEDULES):
+            # What the source's did over its length, each run's do over its own.
+            rates["anneal_images"] = float(steps * values["batch_size"])
         yield Run(
             **flags_there
             | {name: getattr(config, name) for name in (*given, *METHODS[method])}

@@ -24,7 +24,7 @@ class Common:
     )
     size: str = option("", "resize images to 64 or 48x64 (height x width); empty: as they are")
     crop: str = option(
-        "center", "where the aspect ratio of --size differs: cut the centre, or stretch", ("center", "none")
+        "center", "center or none: where the aspect ratio of --size differs, cut or stretch; 108, 20x20: cut that first"
     )
     channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
     skip_bad_images: bool = option(

@@ -58,14 +58,14 @@ def load(
     """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
-    (as they are), `"64"` or `"48x64"` (h x w), `crop` says what to do where the aspect ratio differs (`images.fit`),
+    (as they are), `"64"` or `"48x64"` (h x w), `crop` what part of an image is kept (`images.fit`),
     `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
     `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
     """
-    wanted, kind, place = images.parse_size(size), *name.partition(":")[::2]
-    images.check_crop(crop)
+    wanted, kind, place = images.parse_size(size) or images.window(crop), *name.partition(":")[::2]
+    images.window(crop)  # for what is wrong with it
     files.check_remote(place)
     if channels < 0:
         raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")

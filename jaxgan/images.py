@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugi
 from jaxgan.errors import InputError, unknown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CROPS = ("center", "none")
+CROPS = ("center", "none")  # or a window in the middle, in pixels: 108, 20x20
 LARGEST = 2**27  # pixels of an image: 134 million, half a gigabyte as Pillow holds them
 UNREADABLE = (  # what Pillow raises for bytes that are no whole image
     OSError,
@@ -70,27 +70,36 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def check_crop(crop: str) -> None:
-    """Raises InputError for a way of cropping that does not exist."""
-    if crop not in CROPS:
-        raise unknown("crop", crop, CROPS)
+def window(crop: str) -> tuple[int, int] | None:
+    """(h, w) of the part in the middle that `crop` keeps; None for the names in `CROPS`.
+
+    Raises InputError for anything else.
+    """
+    if crop in CROPS:
+        return None
+    if not crop[:1].isdecimal():
+        raise unknown("crop", crop, CROPS, "or pixels of a window in the middle, such as 108 or 20x20")
+    return parse_size(crop)
 
 
 def fit(image: Image.Image, size: tuple[int, int], crop: str = "center") -> Image.Image:
-    """Resizes to `size` (h, w). `crop="center"` cuts the largest centred box of that aspect ratio; `"none"` stretches.
+    """Resizes to `size` (h, w). `crop="center"` cuts the largest centred box of that aspect ratio; `"none"` stretches;
+    `"108"` or `"20x20"` (h x w) first cuts a window of so many pixels in the middle, and then as `"center"` does.
 
     Lanczos with the support scaled to the reduction, on uint8: the resize whose FID agrees with high-quality
-    downsampling (arXiv:2104.11222, section 3). Enlarging with it may ring by a few grey levels.
+    downsampling (arXiv:2104.11222, section 3). Enlarging with it may ring by a few grey levels. Raises InputError for a
+    window larger than the image.
     """
-    h, w = size
-    if image.size == (w, h):
+    (h, w), (tall, wide) = size, window(crop) or (image.height, image.width)
+    if tall > image.height or wide > image.width:
+        raise InputError(f"--crop={crop}: the image has only {image.height}x{image.width} pixels")
+    if image.size == (w, h) == (wide, tall):
         return image
-    left, top = 0.0, 0.0
-    if crop == "center":
-        scale = min(image.width / w, image.height / h)
-        left, top = (image.width - w * scale) / 2, (image.height - h * scale) / 2
-    box = (left, top, image.width - left, image.height - top)
-    return image.resize((w, h), Image.Resampling.LANCZOS, box=box)
+    if crop != "none":
+        scale = min(wide / w, tall / h)
+        wide, tall = w * scale, h * scale
+    left, top = (image.width - wide) / 2, (image.height - tall) / 2
+    return image.resize((w, h), Image.Resampling.LANCZOS, box=(left, top, left + wide, top + tall))
 
 
 def fit_array(image: np.ndarray, size: tuple[int, int], channels: int, crop: str = "center") -> np.ndarray:
@@ -98,7 +107,7 @@ def fit_array(image: np.ndarray, size: tuple[int, int], channels: int, crop: str
     if image.shape[-1] != channels:
         image = np.asarray(convert(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image), channels))
         image = image.reshape(*image.shape[:2], channels)
-    if image.shape[:2] == size:
+    if image.shape[:2] == size == (window(crop) or size):
         return image
     planes = [
         fit(Image.fromarray(image[..., c]), size, crop) for c in range(channels)

@@ -58,7 +58,7 @@ def load(
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         # All records in one call, which is what array_record is quick at: a call takes 0.2 ms.
         stored, label = zip(*map(parse, records.__getitems__(indices.tolist())), strict=True)
-        ready = not encoded and feature.shape == shape
+        ready = not encoded and feature.shape == shape and images.window(crop) in (None, shape[:2])
         image = np.stack(stored) if ready else images.stacked(convert, list(zip(indices, stored, strict=True)), shape)
         return {"image": image, "label": np.array(label, np.int32)}
 

@@ -101,7 +101,7 @@ def from_arrays(
     image = image[..., None] if image.ndim == 3 else image
     channels = images.check_channels(image.shape[-1], channels, name)
     shape = (*(size or image.shape[1:3]), channels)
-    if image.shape[1:] != shape:
+    if image.shape[1:] != shape or images.window(crop) not in (None, shape[:2]):
         # A list of them, and the array that is made of it.
         memory.check(2 * len(image) * math.prod(shape), f"to resize the {len(image):,} images of {name} to {shape}")
         fit = functools.partial(images.fit_array, size=shape[:2], channels=channels, crop=crop)

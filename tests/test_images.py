@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxgan import images
+from jaxgan.errors import InputError
 from tests.malformed_data import lying_jpeg, png
 
 
@@ -20,6 +21,12 @@ def test_crops_are_centred_and_resizing_is_antialiased():
     checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
     small = images.fit_array(checks, (16, 16), 1)
     assert abs(int(small[8, 8, 0]) - 127) <= 2  # the nearest pixel would be 0 or 255
+    np.testing.assert_array_equal(images.fit_array(ramp, (2, 6), 1, "2x6")[..., 0], ramp[1:3, 3:9, 0])
+    np.testing.assert_array_equal(images.fit_array(ramp, (2, 2), 1, "2x6")[..., 0], ramp[1:3, 5:7, 0])
+    whole = images.fit_array(ramp, (4, 12), 1, "2x6")  # a window of it, as large as it is
+    assert whole[0, 0, 0] > 40 and whole.shape == ramp.shape
+    with pytest.raises(InputError, match="crop=5: the image has only 4x12 pixels"):
+        images.fit_array(ramp, (2, 2), 1, "5")
     many = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)
     assert images.fit_array(many, (4, 4), 5).shape == (4, 4, 5)
 

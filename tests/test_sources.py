@@ -50,6 +50,8 @@ def test_digits_are_those_of_scikit_learn():
         ("digits", {"size": "3y"}, "neither a number of pixels"),
         ("digits", {"size": "0"}, "neither a number of pixels"),
         ("digits", {"crop": "centre"}, "did you mean 'center'"),
+        ("digits", {"crop": "8x"}, "'8x' is neither"),
+        ("digits", {"crop": "9"}, "has only 8x8 pixels"),
         ("digits", {"channels": 2}, "channels 2 from the 1 of digits"),
         ("mnist", {"manual_dir": "nowhere"}, "manual_dir=nowhere is no folder"),
     ],
@@ -355,3 +357,8 @@ def test_the_unmodified_builders_of_tfds_take_original_files(name, one_data_dir)
 
     expected = content(raw("images-idx3", 16).reshape(-1, 28, 28, 1), raw("labels-idx1", 8))
     assert content(got["image"], got["label"]) == expected
+
+
+def test_a_window_of_each_image():
+    whole, part = (data.read_all(data.load("digits", crop=crop))["image"] for crop in ("center", "6x4"))
+    np.testing.assert_array_equal(part, whole[:, 1:7, 2:6])

@@ -27,6 +27,7 @@ from etils import epath
 from experiments import generate, image, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
+from experiments.image_presets import PAIRS
 from jaxgan import critic, data, files, flags, loop, memory, parallel, report, trained, workdir
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -98,22 +99,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The default: 8x8 digits inside the installation.
     "digits": {},
     "mnist": FEW | {"dataset": "mnist"},
-    # Classification accuracy score of all 60,000 images (arXiv:1905.10887). R3GAN's loss and penalties, as they kept
-    # nearly all of the 1,000 modes of stacked MNIST where others lost some.
-    "mnist_all": {
+    # Classification accuracy score of all 60,000 images (arXiv:1905.10887).
+    "mnist_all": PAIRS
+    | {
         "dataset": "mnist",
         "size": "32",
         "test_split": "test",
         "per_class": (0,),
         "augment": "",
-        "disc_batch_norm": False,
-        "loss": "relativistic",
-        "r1": (0.3, 0.03),
-        "r2": (0.3, 0.03),
-        "beta1": 0.0,
-        "beta2": (0.9, 0.99),
         "learning_rate": (2e-4, 5e-5),
-        "ema": (0.0, 2e4),
         "anneal_images": 900_000.0,
         "batch_size": 64,
         "steps": 16_000,

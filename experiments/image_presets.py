@@ -9,6 +9,19 @@ from typing import Any
 
 Rows = dict[str, dict[str, Any]]
 
+# DCGAN in the game of R3GAN (arXiv:2501.05441), relativistic pairs with R1 and R2 that fall: it keeps nearly all of the
+# 1,000 modes of stacked MNIST where other losses lose some.
+PAIRS: dict[str, Any] = {
+    "width": 32,
+    "disc_batch_norm": False,
+    "loss": "relativistic",
+    "r1": (0.3, 0.03),
+    "r2": (0.3, 0.03),
+    "beta1": 0.0,
+    "beta2": (0.9, 0.99),
+    "ema": (0.0, 2e4),
+}
+
 TRAINED: Rows = {
     # The default, what no flag at all trains: 8x8 digits inside the installation, the settings of dcgan_mnist.
     "dcgan_digits": {"steps": 4000},
@@ -111,18 +124,22 @@ TRAINED |= {
         "ema": (0.0, 1e4),
         "steps": 2000,
     },
-    # Three digits in three channels, by DCGAN with R3GAN's loss, penalties and schedules.
-    "dcgan_stacked_mnist": {
+    # Classes, at the size of USPS' digits: what `experiments.transfer` starts from.
+    "rpgan_mnist": PAIRS
+    | {
+        "dataset": "mnist",
+        "size": "16",
+        "conditional": True,
+        "learning_rate": (1e-3, 1e-4),
+        "anneal_images": 1e6,
+        "steps": 16_000,
+        "eval_every": 2000,
+    },
+    # Three digits in three channels.
+    "dcgan_stacked_mnist": PAIRS
+    | {
         "dataset": "stacked_mnist",
-        "width": 32,
-        "disc_batch_norm": False,
-        "loss": "relativistic",
-        "r1": (0.3, 0.03),
-        "r2": (0.3, 0.03),
-        "beta1": 0.0,
-        "beta2": (0.9, 0.99),
         "learning_rate": (2e-4, 5e-5),
-        "ema": (0.0, 2e4),
         "anneal_images": 1.6e6,
         "metrics": ("modes",),
         "eval_samples": 26_000,

@@ -95,11 +95,11 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str = "center") -> Imag
         raise InputError(f"--crop={crop}: the image has only {image.height}x{image.width} pixels")
     if image.size == (w, h) == (wide, tall):
         return image
+    left, top = (image.width - wide) / 2, (image.height - tall) / 2
     if crop != "none":
         scale = min(wide / w, tall / h)
-        wide, tall = w * scale, h * scale
-    left, top = (image.width - wide) / 2, (image.height - tall) / 2
-    return image.resize((w, h), Image.Resampling.LANCZOS, box=(left, top, left + wide, top + tall))
+        left, top = (image.width - w * scale) / 2, (image.height - h * scale) / 2
+    return image.resize((w, h), Image.Resampling.LANCZOS, box=(left, top, image.width - left, image.height - top))
 
 
 def fit_array(image: np.ndarray, size: tuple[int, int], channels: int, crop: str = "center") -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 import jaxgan
 from experiments import image, transfer, transfer_methods, transfer_report
-from jaxgan import chart, critic, data, flags, sources
+from jaxgan import chart, checkpoint, critic, data, flags, sources
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify
 from jaxgan.models import mined
@@ -65,6 +66,47 @@ def test_held_out_images_are_others():
     together = {x.tobytes() for x in (*train, *test)}
     assert len(train) + len(test) == len(together) == nines.num_examples and found.everything.num_classes == 10
     assert transfer.load(config, (12, 10, 3)).test.shape == (12, 10, 3)
+
+
+def test_held_out_images_are_equally_many_of_each_class():
+    label = np.array([0, 0, 0, 2, 2, 0, 2])
+    part = transfer.even(sources.from_arrays("plain", np.zeros((7, 2, 2), np.uint8), label))
+    assert np.bincount(data.read_all(part)["label"]).tolist() == [3, 0, 3]
+
+
+def test_classes_start_from_the_nearest_of_the_source(monkeypatch):
+    """A source of three classes, all black, grey and white; colour images in which the last class does not occur."""
+    level = np.array([-1, 0.1, 1], np.float32)
+
+    def sample(key, n):
+        return np.broadcast_to(level[np.arange(n) % 3, None, None, None], (n, 2, 2, 1))
+
+    def features(images, label):
+        assert label == 0 and images.shape[1:] == (2, 2, 1)
+        return images.reshape(len(images), -1)
+
+    gan = types.SimpleNamespace(generator=types.SimpleNamespace(num_classes=3, shape=(2, 2, 1)), sample=sample)
+    judge = types.SimpleNamespace(sees_class=True, features=features)
+    monkeypatch.setattr(transfer_methods, "load_generator", lambda *_, **__: gan)
+    monkeypatch.setattr(transfer_methods.critic, "load", lambda *_, **__: judge)
+    pixels = np.array([250, 10, 120, 240], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    found = sources.from_arrays("plain", pixels, np.array([0, 1, 2, 0]), class_names=tuple("abcd"))
+    assert transfer_methods.nearest("run", None, False, found) == (2, 0, 1, 1)
+
+
+def test_which_classes_may_be_named():
+    def told(known, classes, given=()):
+        origin = types.SimpleNamespace(generator=types.SimpleNamespace(num_classes=known))
+        target = transfer_methods.Target((8, 8, 1), classes)
+        return transfer.others(transfer.Config(from_classes=given), origin, target)
+
+    assert told(9, 1) and told(9, 2, (8, 8)) and not told(9, 9) and not told(0, 9) and not told(9, 0)
+    for wrong, words in (((9, 9, (0,)), "source has 9 classes, the target 9"), ((0, 2, (0, 0)), "source has 0")):
+        with pytest.raises(InputError, match=words):
+            told(*wrong)
+    for given in ((1,), (0, 9)):
+        with pytest.raises(InputError, match="expected 2 numbers from 0 to 8"):
+            told(9, 2, given)
 
 
 # --- whole commands
@@ -159,6 +201,22 @@ def test_a_run_that_went_on_is_one_that_did_not_stop(finished, tmp_path, capfd):
     assert "weights  all are those of" in out
     code, _, err = here(capfd, *argv, "--tuned_learning_rate=0.1")
     assert code == 2 and "learning_rate" in err
+
+
+def test_from_nine_classes_to_one(tmp_path, monkeypatch, capfd):
+    """The source's class that is nearest gives the only one its weights; schedules have the run's own length."""
+    monkeypatch.setitem(image.PRESETS, "dcgan_digits", SMALL | {"conditional": True, "learning_rate": (1e-3, 1e-4)})
+    argv = ("--eval_samples=20", "--tuned_steps=1", "--evaluations=1", "--num_images=6", "--method=finetune")
+    code, out, err = here(capfd, *argv, "--tuned_learning_rate=0.0,0.0", f"--workdir={tmp_path}")
+    assert code == 0, err
+    (k,) = [int(line.split(": ")[1]) for line in out.splitlines() if line.startswith("classes")]
+    source, run = (checkpoint.read(tmp_path / name / "checkpoints") for name in ("source", "finetune-6-0"))
+    kernels = [p["players"]["gen"]["params"]["Dense_0"]["kernel"] for p in (source, run)]  # latent and class
+    np.testing.assert_array_equal(kernels[1][:8], kernels[0][:8])
+    np.testing.assert_array_equal(kernels[1][8:], kernels[0][8 + k : 9 + k])
+    config = flags.read(tmp_path / "finetune-6-0")["config"]
+    assert config["conditional"] and config["anneal_images"] == 8 and config["learning_rate"] == [0, 0]
+    assert jaxgan.load(tmp_path / "finetune-6-0").sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)
 
 
 def test_what_is_reported(finished, capfd):

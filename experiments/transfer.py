@@ -95,8 +95,7 @@ class Config:
 MNIST: dict[str, Any] = {
     "source_preset": "rpgan_mnist",
     "test_split": "test",
-    "num_images": (10, 100),
-    "augment": "diffaugment",
+    "num_images": (10, 100, 1000),
     "disc_steps": 3,
     "steps": 2000,
     "tuned_steps": 200,

@@ -124,7 +124,7 @@ def tasks(config: Config) -> list[Task]:
         return [_task(config, "", source, np.arange(source.num_examples), None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")
-    label = labels(source)
+    label = data.labels(source)
     if config.test_split:
         test = load(config, config.test_split)
         if test.shape != source.shape or test.num_classes != source.num_classes:
@@ -135,7 +135,7 @@ def tasks(config: Config) -> list[Task]:
     else:
         place = np.arange(source.num_examples) % TESTED == 0
         test, kept = source.subset(np.flatnonzero(place)), np.flatnonzero(~place)
-    tested = labels(test)
+    tested = data.labels(test)
     names = source.class_names or tuple(map(str, range(source.num_classes)))
     found = []
     for number in classes(config.normal, names):
@@ -154,11 +154,6 @@ def classes(normal: str, names: tuple[str, ...]) -> list[int]:
     if normal.isdecimal() and int(normal) < len(names):
         return [int(normal)]
     raise unknown("class --normal", normal, (*names, "all"))
-
-
-def labels(source: data.Source) -> np.ndarray:
-    parts = [np.arange(i, min(i + 4096, source.num_examples)) for i in range(0, source.num_examples, 4096)]
-    return np.concatenate([source.read(rows)["label"] for rows in parts])
 
 
 def _task(
@@ -313,7 +308,7 @@ def score(config: Config) -> None:
             raise InputError(f"cannot write --heatmaps={config.heatmaps}: {error.strerror or error}") from None
     names, known = source.files or range(len(scores)), None
     if source.num_classes:
-        known = [source.class_names[x] if source.class_names else x for x in labels(source)]
+        known = [source.class_names[x] if source.class_names else x for x in data.labels(source)]
     said = anomaly_scores.write(config, trained.calibration, "image", names, scores, known)
     print(f"{said}; wrote {config.out}{f' and pictures to {config.heatmaps}' if config.heatmaps else ''}")
 

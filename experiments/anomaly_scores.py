@@ -56,4 +56,4 @@ def write(
         raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
     rate = config.false_positive_rate
     found = f"{flagged.sum():,} of {len(scores):,} {what}s score above {limit:.3f}"
-    return f"{found}, where at most {rate:.1%} of normal ones do, by {known.footing(rate)}"
+    return f"{found}, where at most {100 * rate:.3g}% of normal ones do, by {known.footing(rate)}"

@@ -207,7 +207,7 @@ def fit(config: Config) -> None:
         print(figures(trained.look(task.test).mean(0), task.anomalous))
     limit, rate = trained.calibration.threshold(config.false_positive_rate), config.false_positive_rate
     print(
-        f"rows that score above {limit:.3f} are flagged, at most {rate:.1%} of normal ones, by "
+        f"rows that score above {limit:.3f} are flagged, at most {100 * rate:.3g}% of normal ones, by "
         f"{trained.calibration.footing(rate)}; --mode=score --workdir={config.workdir} --table=FILE --out=scores.csv"
     )
 

@@ -28,7 +28,7 @@ from jaxgan import data, files, flags, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
-from jaxgan.images import to_uint8
+from jaxgan.images import CROPS, to_uint8
 from jaxgan.layers.resize import RESIZINGS
 from jaxgan.metrics import cas, coverage, embed, judge, measure, neighbours, parzen, repeats, smoothness
 from jaxgan.metrics.reference import Reference, reference
@@ -180,7 +180,8 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
 
 
 def of_images(config: Config, name: str) -> Subject:
-    source = load(config, {}, name, "train")
+    # They are cut as they are to be: a window is for the real ones.
+    source = load(dataclasses.replace(config, crop=config.crop if config.crop in CROPS else ""), {}, name, "train")
 
     def draw(seed: int) -> Samples:
         rows = np.random.default_rng(seed).permutation(source.num_examples)[: config.num]
@@ -205,7 +206,7 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         data_dir=given("data_dir") or None,
         manual_dir=manual or None,
         size=given("size"),
-        crop=given("crop") or "center",
+        crop=config.crop or ("" if config.dataset else stored.get("crop", "")) or "center",
         channels=given("channels"),
         cache=loop.cache_dir() / "decoded",
         skip_bad=given("skip_bad_images") and name.startswith("folder:"),

@@ -12,6 +12,7 @@ chart.png, the best over steps in report.json and on the terminal, images in sam
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -48,11 +49,9 @@ class Config:
     source_steps: int = option(0, "its steps; 0: those of the preset")
     dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "of its images to train on")
-    test_split: str = option("", "of its held-out images; empty: every other image of --split")
+    test_split: str = like("test_split")
     classes: tuple[int, ...] = option((9,), "classes of the target, which become 0, 1, ...; empty: all")
-    from_classes: tuple[int, ...] = option(
-        (), "where a conditional source has more or fewer, which of its each starts from; empty: the nearest"
-    )
+    from_classes: tuple[int, ...] = like("from_classes")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
     crop: str = option(
@@ -64,8 +63,8 @@ class Config:
     method: tuple[str, ...] = option(tuple(METHODS), "what to compare", tuple(METHODS))
     seed: int = option(0, "the first of --seeds: of the choice of images, of weights and of latents")
     seeds: int = option(1, "how often each is repeated")
-    steps: int = option(1000, "training steps from scratch")
-    tuned_steps: int = option(200, "training steps of the other methods")
+    steps: int = option(1000, "training steps from scratch; schedules last as long")
+    tuned_steps: int = option(200, "training steps of the other methods; schedules last as long")
     evaluations: int = option(40, "times that a run is measured, and saved")
     eval_samples: int = option(1000, "samples of an evaluation")
     batch_size: int = option(0, "images a step; 0: as the source")
@@ -135,6 +134,8 @@ def check(config: Config) -> None:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise InputError(f"--{name}={','.join(map(str, values))}: expected one or several, each once")
+    if config.source_step is not None and not config.source_run:
+        raise InputError(f"--source_step={config.source_step} is for --source_run; expected both")
     if min(config.num_images) < 0:
         raise InputError(f"--num_images={','.join(map(str, config.num_images))}: expected 0 (all) or more")
 
@@ -182,7 +183,7 @@ def chosen(source: data.Source, n: int, seed: int) -> data.Source:
     if not n:
         return source
     order = np.random.default_rng(seed).permutation(source.num_examples)
-    labels = data.read_all(source)["label"][order]
+    labels = data.labels(source)[order]
     turn = np.zeros(len(order), np.int64)  # the how manieth of its class each one is
     for k in np.unique(labels):
         turn[labels == k] = np.arange(np.sum(labels == k))
@@ -192,14 +193,17 @@ def chosen(source: data.Source, n: int, seed: int) -> data.Source:
 def even(source: data.Source) -> data.Source:
     """As many images of each class as its rarest has, for `chosen` ones are too: of ten images of ten digits none can
     learn how frequent each digit is."""
-    counts = np.bincount(data.read_all(source)["label"])
+    if source.num_classes < 2:
+        return source
+    counts = np.bincount(data.labels(source))
     present = counts[counts > 0]
     return chosen(source, len(present) * int(present.min()), 0)
 
 
 def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
-    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images, equally many of each class; and what it
-    is measured by.
+    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images; and what it is measured by.
+
+    They are equally many of each class, but where a run takes all images as they come.
 
     Features are those of `metrics.judge`'s classifier of all training images, of all classes.
     """
@@ -212,14 +216,14 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
         rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
         return moments(classify.scaled(source.read(rows)["image"]))
 
-    held = even(images.test)
+    held, train = (even(x) if all(config.num_images) else x for x in (images.test, images.train))
     reference = of(held)
     what = "labels" if found.labels is not None else "rotations"
     about = {
         "features": f"classifier of {what} of {images.everything.name}",
         "accuracy": found.accuracy,
         "held_out": held.num_examples,
-        "real": frechet.distance(reference, of(even(images.train))),
+        "real": frechet.distance(reference, of(train)),
     }
     return lambda samples: frechet.distance(reference, moments(samples)), about
 
@@ -233,7 +237,10 @@ def others(config: Config, origin: Origin, target: Target) -> bool:
     differ = known > 0 and target.classes > 0 and known != target.classes
     words = ",".join(map(str, given))
     if given and not differ:
-        raise InputError(f"--from_classes={words}: the source has {known} classes, the target {target.classes}")
+        raise InputError(
+            f"--from_classes={words}: the source has {known} classes, the target {target.classes}; "
+            f"expected none where they are as many, and a conditional source and labels otherwise"
+        )
     if given and (len(given) != target.classes or not all(0 <= k < known for k in given)):
         raise InputError(f"--from_classes={words}: expected {target.classes} numbers from 0 to {known - 1}")
     return differ
@@ -244,7 +251,8 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
     conditional = origin.generator.num_classes > 0 and target.classes > 0
     given: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images", "classes")
-    given += ("eval_samples", "devices", "tensorboard", "ema", "ema_ramp", "source_run", "source_step")
+    given += ("test_split", "eval_samples", "devices", "tensorboard", "ema", "ema_ramp")
+    given += ("source_run", "source_step", "from_classes")
     given += tuple(name for name in ("augment", "batch_size", "disc_steps") if getattr(config, name))
     changed = {
         "size": f"{h}x{w}",
@@ -283,7 +291,7 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         )
 
 
-def play(run: Run, method: Method, source: data.Source, distance: Callable, devices: list) -> None:
+def play(run: Run, method: Method, like: tuple[int, ...], source: data.Source, distance: Callable, devices: list):
     """Trains, or goes on, or finds it done."""
 
     def sampled(state: State, key: int, n: int) -> np.ndarray:
@@ -301,6 +309,7 @@ def play(run: Run, method: Method, source: data.Source, distance: Callable, devi
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
+            "started_from": list(like),
         },
         sample=lambda state: report.grid(sampled(state, run.seed, 64)),
         evaluate=lambda state: {"distance": distance(sampled(state, run.seed + 1, run.eval_samples))},
@@ -348,28 +357,33 @@ def main(config: Config) -> None:
         image.check(run, len(devices))
         transfer_methods.method(origin, run, target)
     if config.dry_run:
-        transfer_report.describe(config, planned, images, training)
-        return
+        return transfer_report.describe(config, planned, images, training)
     if training is not None:
         image.train(training, known, parallel.devices_for(training.batch_size, training.devices))
         origin = transfer_methods.origin(training.workdir, None, config.allow_code)
     began = config.source_run or f"{config.workdir}/source"
-    like = config.from_classes
-    if differ and not like:  # by the images that every run has
-        few = chosen(images.train, min(n or images.train.num_examples for n in config.num_images), config.seed)
-        like = transfer_methods.nearest(began, config.source_step, config.allow_code, few)
-    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target, like)
+
+    @functools.cache
+    def start_of(n: int, seed: int) -> tuple[int, ...]:
+        if config.from_classes or not differ:
+            return config.from_classes
+        few = min(n or images.train.num_examples, transfer_methods.SAMPLES * target.classes)
+        return transfer_methods.nearest(began, config.source_step, config.allow_code, chosen(images.train, few, seed))
+
+    first = start_of(planned[0].num_images, planned[0].seed)
+    tuned = transfer_methods.method(origin, dataclasses.replace(planned[0], method="finetune"), target, first)
     transfer_report.tell_weights(tuned.told, began)
-    if like:
-        print(f"classes  start from those of the source: {','.join(map(str, like))}")
+    if first:
+        print(f"classes  start from those of the source: {','.join(map(str, first))}")
     distance, about = measurer(config, images)
     state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
     about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
     for run in planned:
-        made = transfer_methods.method(origin, run, target, like)
+        begun = start_of(run.num_images, run.seed)
+        made = transfer_methods.method(origin, run, target, begun)
         devices = parallel.devices_for(run.batch_size, run.devices)
-        play(run, made, chosen(images.train, run.num_images, run.seed), distance, devices)
+        play(run, made, begun, chosen(images.train, run.num_images, run.seed), distance, devices)
     transfer_report.write(config, planned, start, images, chosen, about)
 
 

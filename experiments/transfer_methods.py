@@ -57,6 +57,10 @@ class Config(image.Config):
     method: str = option("scratch", "how it starts and who moves", tuple(METHODS))
     source_run: str = option("", "directory of the run to start from; empty: one is trained first, WORKDIR/source")
     source_step: int | None = option(None, "its checkpoint; none: the newest")
+    test_split: str = option("", "of the target's held-out images; empty: every other image of --split")
+    from_classes: tuple[int, ...] = option(
+        (), "where a conditional source has more or fewer, which of its classes each starts from; empty: the nearest"
+    )
     num_images: int = option(0, "of the target's, to train on; 0: all")
     frozen_layers: int = option(1, "freezed: layers of the discriminator that stand still, from the image on")
     mining_steps: int = option(50, "minegan: steps in which the generator stands still behind its miner")
@@ -138,7 +142,9 @@ def pair_of(origin: Origin, config: Config, target: Target) -> adversarial.Pair:
 
 def nearest(run: epath.PathLike, step: int | None, allow: bool, source: data.Source) -> tuple[int, ...]:
     """For each class of `source` that of the run whose samples it is nearest to: by the means of what the last layer of
-    the run's discriminator sees. A new class starts from what is known of an old one (arXiv:2102.06696).
+    the run's discriminator sees; a class without images has the mean of all.
+
+    A new class starts from what is known of an old one (arXiv:2102.06696).
     """
     gan, judge = load_generator(run, step=step, allow=allow), critic.load(run, step=step, allow=allow)
     k, c = gan.generator.num_classes, gan.generator.shape[2]
@@ -150,7 +156,10 @@ def nearest(run: epath.PathLike, step: int | None, allow: bool, source: data.Sou
     images, label = classify.scaled(known["image"]), known["label"]
     if images.shape[-1] != c:
         images = np.repeat(images.mean(-1, keepdims=True), c, -1)
-    seen = features(images)
+    try:
+        seen = features(images)
+    except InputError as error:  # a discriminator of no dense layer
+        raise InputError(f"{error}; name them with --from_classes") from None
     made = features(gan.sample(jax.random.key(0), SAMPLES * k)).reshape(SAMPLES, k, -1).mean(0)
     wanted = [seen[label == j].mean(0) if np.any(label == j) else seen.mean(0) for j in range(source.num_classes)]
     return tuple(int(np.argmin(np.sum(np.square(made - x), -1))) for x in wanted)

@@ -31,9 +31,9 @@ from jaxgan.archives import npz
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
 from jaxgan.folders import folder
-from jaxgan.sources import Kept, Source, from_arrays, is_own, read_all
+from jaxgan.sources import Kept, Source, from_arrays, is_own, labels, read_all
 
-__all__ = ["Feed", "Source", "flips", "load", "permute", "place", "read_all", "to_float"]
+__all__ = ["Feed", "Source", "flips", "labels", "load", "permute", "place", "read_all", "to_float"]
 
 PLACEMENTS = ("auto", "resident", "stream")
 READERS = 2  # threads of a stream: one takes records from the disk while the other's are decoded

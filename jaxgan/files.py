@@ -110,7 +110,8 @@ def _stranger(folder: epath.Path, own: re.Pattern[str], above: str = "") -> str:
 
 @contextlib.contextmanager
 def replacing(folder: epath.Path) -> Iterator[epath.Path]:
-    """A new folder to write into, which takes the place of `folder` at the end: that is whole or as it was.
+    """A new folder to write into, which takes the place of `folder` at the end: that is whole or as it was,
+    unless a kill comes between two renames.
 
     In a bucket, which has no folders to move, what was there goes first.
     """

@@ -79,7 +79,10 @@ def window(crop: str) -> tuple[int, int] | None:
         return None
     if not crop[:1].isdecimal():
         raise unknown("crop", crop, CROPS, "or pixels of a window in the middle, such as 108 or 20x20")
-    return parse_size(crop)
+    try:
+        return parse_size(crop)
+    except InputError as error:
+        raise InputError(f"--crop={crop[:40]}: {error}") from None
 
 
 def fit(image: Image.Image, size: tuple[int, int], crop: str = "center") -> Image.Image:
@@ -90,14 +93,18 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str = "center") -> Imag
     downsampling (arXiv:2104.11222, section 3). Enlarging with it may ring by a few grey levels. Raises InputError for a
     window larger than the image.
     """
-    (h, w), (tall, wide) = size, window(crop) or (image.height, image.width)
-    if tall > image.height or wide > image.width:
-        raise InputError(f"--crop={crop}: the image has only {image.height}x{image.width} pixels")
-    if image.size == (w, h) == (wide, tall):
+    h, w = size
+    if cut := window(crop):
+        tall, wide = cut
+        if tall > image.height or wide > image.width:
+            raise InputError(f"--crop={crop}: the image has only {image.height}x{image.width} pixels")
+        x, y = (image.width - wide) // 2, (image.height - tall) // 2
+        image, crop = image.crop((x, y, x + wide, y + tall)), "center"
+    if image.size == (w, h):
         return image
-    left, top = (image.width - wide) / 2, (image.height - tall) / 2
-    if crop != "none":
-        scale = min(wide / w, tall / h)
+    left, top = 0.0, 0.0
+    if crop == "center":
+        scale = min(image.width / w, image.height / h)
         left, top = (image.width - w * scale) / 2, (image.height - h * scale) / 2
     return image.resize((w, h), Image.Resampling.LANCZOS, box=(left, top, image.width - left, image.height - top))
 

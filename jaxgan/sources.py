@@ -163,6 +163,8 @@ def reading(path: str, advice: str = "mend or remove it") -> Iterator[None]:
     """Names the file in the error for one that is no whole image."""
     try:
         yield
+    except InputError as error:  # of the flags, not of the file
+        raise InputError(f"{path}: {error}") from None
     except images.UNREADABLE as error:
         raise InputError(f"{path} is not a readable image ({first_line(error)}); {advice}") from error
 
@@ -257,6 +259,12 @@ class Kept:
         code = hashlib.sha256(self.identity)
         code.update(self.memory[HEADER:].data)
         return code.digest()
+
+
+def labels(source: Source) -> np.ndarray:
+    """Every label, in order, without all images in memory at once."""
+    n = source.num_examples
+    return np.concatenate([source.read(np.arange(i, min(i + 4096, n)))["label"] for i in range(0, n, 4096)])
 
 
 def read_all(source: Source) -> dict[str, np.ndarray]:

@@ -25,6 +25,8 @@ def test_crops_are_centred_and_resizing_is_antialiased():
     np.testing.assert_array_equal(images.fit_array(ramp, (2, 2), 1, "2x6")[..., 0], ramp[1:3, 5:7, 0])
     whole = images.fit_array(ramp, (4, 12), 1, "2x6")  # a window of it, as large as it is
     assert whole[0, 0, 0] > 40 and whole.shape == ramp.shape
+    odd = np.arange(35, dtype=np.uint8).reshape(5, 7, 1) * 7
+    np.testing.assert_array_equal(images.fit_array(odd, (2, 4), 1, "2x4"), odd[1:3, 1:5])  # as they are, not blurred
     with pytest.raises(InputError, match="crop=5: the image has only 4x12 pixels"):
         images.fit_array(ramp, (2, 2), 1, "5")
     many = np.random.default_rng(0).integers(0, 256, (8, 8, 5), np.uint8)

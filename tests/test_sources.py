@@ -50,7 +50,7 @@ def test_digits_are_those_of_scikit_learn():
         ("digits", {"size": "3y"}, "neither a number of pixels"),
         ("digits", {"size": "0"}, "neither a number of pixels"),
         ("digits", {"crop": "centre"}, "did you mean 'center'"),
-        ("digits", {"crop": "8x"}, "'8x' is neither"),
+        ("digits", {"crop": "8x"}, "--crop=8x: "),
         ("digits", {"crop": "9"}, "has only 8x8 pixels"),
         ("digits", {"channels": 2}, "channels 2 from the 1 of digits"),
         ("mnist", {"manual_dir": "nowhere"}, "manual_dir=nowhere is no folder"),
@@ -362,3 +362,14 @@ def test_the_unmodified_builders_of_tfds_take_original_files(name, one_data_dir)
 def test_a_window_of_each_image():
     whole, part = (data.read_all(data.load("digits", crop=crop))["image"] for crop in ("center", "6x4"))
     np.testing.assert_array_equal(part, whole[:, 1:7, 2:6])
+    again = data.read_all(data.load("digits", size="8", crop="4"))["image"]  # of the size that they have
+    assert again.shape == whole.shape and np.mean(again != whole) > 0.3
+
+
+def test_a_window_of_a_file(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    found = data.read_all(data.load(f"folder:{tmp_path}", crop="2x4", channels=1))["image"][0, :, :, 0]
+    np.testing.assert_array_equal(found, pixels[2:4, 2:6])
+    with pytest.raises(InputError, match=r"one.png: --crop=7: the image has only 6x8 pixels$"):
+        data.read_all(data.load(f"folder:{tmp_path}", crop="7"))

@@ -210,11 +210,14 @@ def test_from_nine_classes_to_one(tmp_path, monkeypatch, capfd):
     code, out, err = here(capfd, *argv, "--tuned_learning_rate=0.0,0.0", f"--workdir={tmp_path}")
     assert code == 0, err
     (k,) = [int(line.split(": ")[1]) for line in out.splitlines() if line.startswith("classes")]
+    assert flags.read(tmp_path / "finetune-6-0")["started_from"] == [k] != [0]
     source, run = (checkpoint.read(tmp_path / name / "checkpoints") for name in ("source", "finetune-6-0"))
     kernels = [p["players"]["gen"]["params"]["Dense_0"]["kernel"] for p in (source, run)]  # latent and class
     np.testing.assert_array_equal(kernels[1][:8], kernels[0][:8])
     np.testing.assert_array_equal(kernels[1][8:], kernels[0][8 + k : 9 + k])
     config = flags.read(tmp_path / "finetune-6-0")["config"]
+    code, _, err = here(capfd, *argv, "--tuned_learning_rate=0.0,0.0", f"--workdir={tmp_path}", f"--from_classes={k}")
+    assert code == 2 and "from_classes" in err, "another start is another run"
     assert config["conditional"] and config["anneal_images"] == 8 and config["learning_rate"] == [0, 0]
     assert jaxgan.load(tmp_path / "finetune-6-0").sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)
 

@@ -66,9 +66,11 @@ def of(state: State) -> dict[str, Any]:
 def beginning(state: State, weights: Weights) -> State:
     """The first state of a game, whose players have these weights where there are some of their name."""
     players = dict(state.players)
-    for name, given in weights.items():
-        variables = dict(given)
-        players[name] = players[name].replace(params=variables.pop("params"), variables=variables)
+    for name in weights.keys() & players.keys():
+        variables = dict(weights[name])
+        params = variables.pop("params")
+        ema = None if players[name].ema is None else params
+        players[name] = players[name].replace(params=params, variables=variables, ema=ema)
     return state.replace(players=players)
 
 

@@ -190,7 +190,7 @@ def chosen(source: data.Source, n: int, seed: int) -> data.Source:
     return source.subset(order[np.argsort(turn, kind="stable")[:n]])
 
 
-def even(source: data.Source) -> data.Source:
+def balanced(source: data.Source) -> data.Source:
     """As many images of each class as its rarest has, for `chosen` ones are too: of ten images of ten digits none can
     learn how frequent each digit is."""
     if source.num_classes < 2:
@@ -216,7 +216,7 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
         rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
         return moments(classify.scaled(source.read(rows)["image"]))
 
-    held, train = (even(x) if all(config.num_images) else x for x in (images.test, images.train))
+    held, train = (balanced(x) if all(config.num_images) else x for x in (images.test, images.train))
     reference = of(held)
     what = "labels" if found.labels is not None else "rotations"
     about = {
@@ -231,7 +231,7 @@ def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], flo
 # --- runs
 
 
-def others(config: Config, origin: Origin, target: Target) -> bool:
+def classes_differ(config: Config, origin: Origin, target: Target) -> bool:
     """Whether classes have to be told which of the source's they start from. Raises InputError for --from_classes."""
     known, given = origin.generator.num_classes, config.from_classes
     differ = known > 0 and target.classes > 0 and known != target.classes
@@ -291,8 +291,10 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         )
 
 
-def play(run: Run, method: Method, like: tuple[int, ...], source: data.Source, distance: Callable, devices: list):
-    """Trains, or goes on, or finds it done."""
+def play(
+    run: Run, method: Method, started_from: tuple[int, ...], source: data.Source, distance: Callable, devices: list
+) -> None:
+    """Trains, or goes on, or finds it done. started_from: the source's classes (`transfer_methods.method`, like)."""
 
     def sampled(state: State, key: int, n: int) -> np.ndarray:
         return image.trained(method.pair, state).sample(jax.random.key(key), n)
@@ -309,7 +311,7 @@ def play(run: Run, method: Method, like: tuple[int, ...], source: data.Source, d
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
             "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
-            "started_from": list(like),
+            "started_from": list(started_from),
         },
         sample=lambda state: report.grid(sampled(state, run.seed, 64)),
         evaluate=lambda state: {"distance": distance(sampled(state, run.seed + 1, run.eval_samples))},
@@ -344,7 +346,7 @@ def main(config: Config) -> None:
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
     images = load(config, shape)
     target = Target(images.train.shape, images.train.num_classes)
-    differ = others(config, origin, target)
+    differ = classes_differ(config, origin, target)
     planned = list(runs(config, origin, target))
     for n in config.num_images:
         if n > images.train.num_examples:

@@ -70,7 +70,7 @@ def test_held_out_images_are_others():
 
 def test_held_out_images_are_equally_many_of_each_class():
     label = np.array([0, 0, 0, 2, 2, 0, 2])
-    part = transfer.even(sources.from_arrays("plain", np.zeros((7, 2, 2), np.uint8), label))
+    part = transfer.balanced(sources.from_arrays("plain", np.zeros((7, 2, 2), np.uint8), label))
     assert np.bincount(data.read_all(part)["label"]).tolist() == [3, 0, 3]
 
 
@@ -98,7 +98,7 @@ def test_which_classes_may_be_named():
     def told(known, classes, given=()):
         origin = types.SimpleNamespace(generator=types.SimpleNamespace(num_classes=known))
         target = transfer_methods.Target((8, 8, 1), classes)
-        return transfer.others(transfer.Config(from_classes=given), origin, target)
+        return transfer.classes_differ(transfer.Config(from_classes=given), origin, target)
 
     assert told(9, 1) and told(9, 2, (8, 8)) and not told(9, 9) and not told(0, 9) and not told(9, 0)
     for wrong, words in (((9, 9, (0,)), "source has 9 classes, the target 9"), ((0, 2, (0, 0)), "source has 0")):

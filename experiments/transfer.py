@@ -46,7 +46,9 @@ class Config:
     source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
     source_classes: tuple[int, ...] = option(tuple(range(9)), "classes that it is trained on; empty: all")
     source_crop: str = option("", "what part of an image it is trained on, as --crop; empty: as the preset")
-    source_steps: int = option(0, "its steps; 0: those of the preset")
+    source_size: str = option("", "pixels of its images, 28 or 28x28; empty: as the preset")
+    source_width: int = option(0, "base number of channels of its networks; 0: as the preset")
+    source_steps: int = option(0, "its steps; its schedules last as long; 0: those of the preset")
     dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "of its images to train on")
     test_split: str = like("test_split")
@@ -88,9 +90,7 @@ class Config:
     dry_run: bool = option(False, "say what would be trained, and write nothing")
 
 
-# The images are those of USPS in size, and 28x28 of MNIST have 20x20 of a digit: a source that draws as large as the
-# target has less to learn. A discriminator that moves three times for each move of the generator keeps up with one that
-# moves fast.
+# A discriminator that moves three times for each move of the generator keeps up with one that moves fast.
 MNIST: dict[str, Any] = {
     "source_preset": "rpgan_mnist",
     "test_split": "test",
@@ -99,17 +99,35 @@ MNIST: dict[str, Any] = {
     "steps": 2000,
     "tuned_steps": 200,
     "evaluations": 20,
-    "tuned_learning_rate": (6e-3, 2e-3),
     "ema": (10_000.0,),
-    "ema_ramp": 0.3,
     "mining_steps": 20,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     # The default: nine digits inside the installation to the tenth.
     "digits_tenth": {},
-    "mnist_tenth": MNIST | {"source_classes": tuple(range(9)), "dataset": "mnist", "classes": (9,)},
+    "mnist_tenth": MNIST
+    | {
+        "source_classes": tuple(range(9)),
+        "source_size": "28",
+        "source_steps": 10_000,
+        "dataset": "mnist",
+        "classes": (9,),
+        "tuned_learning_rate": (6e-3, 3e-4),
+        "ema_ramp": 0.15,
+    },
+    # At USPS' 16x16 pixels, which a digit fills: of MNIST's 28x28 it fills 20x20. Wide networks overfit 1,000 images.
     # USPS is not in TFDS; the README says how to make the file.
-    "mnist_usps": MNIST | {"source_classes": (), "source_crop": "20", "dataset": "npz:usps.npz", "classes": ()},
+    "mnist_usps": MNIST
+    | {
+        "source_classes": (),
+        "source_crop": "20",
+        "source_width": 64,
+        "source_steps": 8000,
+        "dataset": "npz:usps.npz",
+        "classes": (),
+        "tuned_learning_rate": (6e-3, 2e-3),
+        "ema_ramp": 0.3,
+    },
 }
 
 
@@ -126,7 +144,15 @@ def check(config: Config) -> None:
         "batch_size": 0,
         "disc_steps": 0,
     }
-    least |= {"source_steps": 0, "mining_steps": 0, "miner_width": 1, "cdc_weight": 0, "cdc_batch": 3, "anchors": 1}
+    least |= {
+        "source_steps": 0,
+        "source_width": 0,
+        "mining_steps": 0,
+        "miner_width": 1,
+        "cdc_weight": 0,
+        "cdc_batch": 3,
+        "anchors": 1,
+    }
     for name, low in least.items():
         if getattr(config, name) < low:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {low}")
@@ -325,10 +351,13 @@ def source_config(config: Config) -> image.Config:
     given = {"preset": config.source_preset, "workdir": f"{config.workdir}/source", "eval_every": 0, "seed": 0}
     given |= {"data_dir": config.data_dir, "manual_dir": config.manual_dir, "devices": config.devices}
     given |= {"classes": ",".join(map(str, config.source_classes)), "notensorboard": None, "steps_per_call": 50}
-    given |= {"steps": config.source_steps} if config.source_steps else {}
-    given |= {"crop": config.source_crop} if config.source_crop else {}
+    own = {"size": config.source_size, "width": config.source_width, "steps": config.source_steps}
+    given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
-    return flags.parse(image.Config, image.PRESETS, argv)
+    found = flags.parse(image.Config, image.PRESETS, argv)
+    if config.source_steps and any(len(getattr(found, name)) > 1 for name in image.SCHEDULES):
+        found = dataclasses.replace(found, anneal_images=float(found.steps * found.batch_size))
+    return found
 
 
 def main(config: Config) -> None:

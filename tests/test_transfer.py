@@ -58,6 +58,17 @@ def test_few_images_of_as_many_classes_as_there_are():
     assert transfer.chosen(source, 0, 0) is source
 
 
+def test_a_source_of_other_sizes_has_schedules_of_its_length():
+    given = {"workdir": "runs/x", "source_preset": "rpgan_mnist"}
+    preset = transfer.source_config(transfer.Config(**given))
+    assert (preset.steps, preset.anneal_images, preset.size, preset.width) == (16_000, 1e6, "16", 32)
+    other = {"source_size": "28", "source_width": 64, "source_steps": 10_000}
+    changed = transfer.source_config(transfer.Config(**given, **other))
+    assert (changed.steps, changed.anneal_images, changed.size, changed.width) == (10_000, 64 * 10_000, "28", 64)
+    constant = transfer.source_config(transfer.Config(workdir="runs/x", source_preset="cdcgan_mnist", source_steps=10))
+    assert constant.anneal_images == image.Config().anneal_images
+
+
 def test_held_out_images_are_others():
     config = transfer.Config(classes=(3, 9))
     found = transfer.load(config, (8, 8, 1))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import chart, files, report, trained
+from jaxgan import chart, data, files, report, trained
 from jaxgan.metrics import classify
 from jaxgan.report import METRICS
 
@@ -127,7 +127,9 @@ def pictures(planned: Sequence[Any], source: Any, images: Any, chosen: Callable)
     first = min(run.seed for run in planned)
     for n in dict.fromkeys(run.num_images for run in planned):
         real = chosen(images.train, n, first)
-        some = real.read(np.arange(min(SHOWN, real.num_examples)))["image"]
+        label = data.labels(real)[:SHOWN]
+        turn = np.arange(len(label)) // max(real.num_classes, 1)  # classes in order, as those of samples are
+        some = real.read(np.lexsort((label, turn)))["image"]
         names.append(f"{n or 'all'} images")
         rows.append(np.resize(classify.scaled(some), (SHOWN, *real.shape)))
         for run in planned:

@@ -26,7 +26,8 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], x_label: str, y_label: str) -> np.ndarray:
-    """A picture uint8 (h, w, 3), the panels side by side on common logarithmic axes; one legend, in the first of them.
+    """A picture uint8 (h, w, 3), the panels side by side on common logarithmic axes; one legend, in that corner
+    of them which curves leave free.
 
     Text is ASCII, which is what Pillow's own font has.
     """
@@ -34,8 +35,11 @@ def draw(panels: Sequence[Panel], x_label: str, y_label: str) -> np.ndarray:
     levels = [y for panel in panels for y in panel.levels.values()]
     spans = span([x for x, _ in points], 0.0), span([*(y for _, y in points), *levels], 0.04)
     names = list(dict.fromkeys(name for panel in panels for name in (*panel.curves, *panel.levels)))
-    drawn = [_panel(panel, names, spans, x_label, y_label if i == 0 else "", i == 0) for i, panel in enumerate(panels)]
-    return np.concatenate(drawn, axis=1)
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    drawn = [_panel(panel, colour, spans, x_label, y_label if i == 0 else "") for i, panel in enumerate(panels)]
+    _legend(drawn, colour)
+    size = (LEFT + SIDE + RIGHT, TOP + SIDE + BOTTOM)
+    return np.concatenate([np.asarray(picture.resize(size, Image.Resampling.BOX)) for picture in drawn], axis=1)
 
 
 def span(values: Sequence[float], margin: float) -> tuple[float, float]:
@@ -54,12 +58,35 @@ def beside(picture: np.ndarray, names: Sequence[str], width: int = 96) -> np.nda
     return np.concatenate([np.asarray(label), np.broadcast_to(picture, (*picture.shape[:2], 3))], axis=1)
 
 
-def _panel(panel: Panel, names: list, spans: tuple, x_label: str, y_label: str, legend: bool) -> np.ndarray:
-    size = (LEFT + SIDE + RIGHT, TOP + SIDE + BOTTOM)
-    picture = Image.new("RGB", (size[0] * FINER, size[1] * FINER), "white")
+def _legend(pictures: Sequence[Image.Image], colour: Mapping[str, str]) -> None:
+    """Writes the names where the fewest pixels are of a curve: into a corner of one of the pictures."""
+    font = ImageFont.load_default(13 * FINER)
+    width = max(int(font.getlength(name)) for name in colour) + 32 * FINER
+    height, gap = FINER * (17 * len(colour) + 6), FINER * 8
+    corners = [
+        (picture, x, y)
+        for picture in pictures
+        for x in (FINER * (LEFT + SIDE) - gap - width, FINER * LEFT + gap)
+        for y in (FINER * TOP + gap // 2, FINER * (TOP + SIDE) - gap // 2 - height)
+    ]
+
+    def covered(corner: tuple[Image.Image, int, int]) -> int:
+        picture, x, y = corner
+        seen = np.asarray(picture.crop((x, y, x + width, y + height)), np.int16)
+        return int(np.sum((np.ptp(seen, axis=-1) > 40) | (seen.max(-1) < 100)))  # the grid is a light grey
+
+    picture, x, y = min(corners, key=covered)
+    pen = ImageDraw.Draw(picture)
+    for i, name in enumerate(colour):
+        middle = y + FINER * (11 + 17 * i)
+        pen.text((x + width - 26 * FINER, middle), name, fill=colour[name], font=font, anchor="rm")
+        pen.line([(x + width - 20 * FINER, middle), (x + width, middle)], fill=colour[name], width=2 * FINER)
+
+
+def _panel(panel: Panel, colour: Mapping[str, str], spans: tuple, x_label: str, y_label: str) -> Image.Image:
+    picture = Image.new("RGB", ((LEFT + SIDE + RIGHT) * FINER, (TOP + SIDE + BOTTOM) * FINER), "white")
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(13 * FINER)
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
     def at(x: float, y: float) -> tuple[float, float]:
         """Pixels of a point given by its logarithms."""
@@ -95,12 +122,7 @@ def _panel(panel: Panel, names: list, spans: tuple, x_label: str, y_label: str, 
             pen.line(
                 [at(math.log10(x), math.log10(y)) for x, y in line], fill=colour[name], width=2 * FINER, joint="curve"
             )
-    for i, name in enumerate(names if legend else ()):
-        y = FINER * (TOP + 14 + 17 * i)
-        right = FINER * (LEFT + SIDE - 10)
-        pen.text((right - 26 * FINER, y), name, fill=colour[name], font=font, anchor="rm")
-        pen.line([(right - 20 * FINER, y), (right, y)], fill=colour[name], width=2 * FINER)
-    return np.asarray(picture.resize(size, Image.Resampling.BOX))
+    return picture
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -288,6 +288,10 @@ def test_a_curve_is_drawn_where_its_numbers_are():
     assert np.ptp(flat) <= 3 and flat.mean() == pytest.approx(chart.TOP + chart.SIDE * 4 / 108, abs=2)
     rising = x[np.abs(y - (chart.TOP + chart.SIDE / 2)) < 2]  # half-way up at the root of 10, a quarter to the right
     assert rising.mean() == pytest.approx(chart.LEFT + chart.SIDE / 4, abs=3)
+    blue = np.all(found[:, :width] == (0x00, 0x72, 0xB2), axis=2)
+    blue[chart.TOP + round(chart.SIDE * (104 - 100 * np.log10(2)) / 108)] = False  # the level itself
+    rows, columns = blue.nonzero()  # its line in the legend: below the curve, on the right, no text on the curve
+    assert len(rows) and min(rows) > chart.TOP + 0.8 * chart.SIDE and min(columns) > chart.LEFT + 0.9 * chart.SIDE
     assert chart.ticks(-0.1, 1.0) == [1, 2, 5, 10] and chart.short(2500) == "2.5k"
 
 

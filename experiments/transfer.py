@@ -126,6 +126,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset": "npz:usps.npz",
         "classes": (),
         "tuned_learning_rate": (4e-3, 4e-4),
+        "ema_ramp": 0.3,
     },
 }
 

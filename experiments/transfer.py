@@ -107,27 +107,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The default: nine digits inside the installation to the tenth.
     "digits_tenth": {},
     "mnist_tenth": MNIST
-    | {
-        "source_classes": tuple(range(9)),
-        "source_size": "28",
-        "source_steps": 10_000,
-        "dataset": "mnist",
-        "classes": (9,),
-        "tuned_learning_rate": (6e-3, 3e-4),
-    },
+    | {"source_classes": tuple(range(9)), "source_size": "28", "source_steps": 10_000}
+    | {"dataset": "mnist", "classes": (9,), "tuned_learning_rate": (6e-3, 3e-4)},
     # At USPS' 16x16 pixels, which a digit fills: of MNIST's 28x28 it fills 20x20. Wide networks overfit 1,000 images.
     # USPS is not in TFDS; the README says how to make the file.
     "mnist_usps": MNIST
-    | {
-        "source_classes": (),
-        "source_crop": "20",
-        "source_width": 64,
-        "source_steps": 8000,
-        "dataset": "npz:usps.npz",
-        "classes": (),
-        "tuned_learning_rate": (4e-3, 4e-4),
-        "ema_ramp": 0.3,
-    },
+    | {"source_classes": (), "source_crop": "20", "source_width": 64, "source_steps": 8000}
+    | {"dataset": "npz:usps.npz", "classes": (), "tuned_learning_rate": (4e-3, 4e-4), "ema_ramp": 0.3},
 }
 
 
@@ -135,24 +121,11 @@ def check(config: Config) -> None:
     """What can be wrong with the flags of this script, before anything is read."""
     if not config.workdir:
         raise InputError("--workdir is empty; expected a directory for the runs, for example --workdir=runs/transfer")
-    least = {
-        "seeds": 1,
-        "steps": 1,
-        "tuned_steps": 1,
-        "evaluations": 1,
-        "eval_samples": 2,
-        "batch_size": 0,
-        "disc_steps": 0,
-    }
-    least |= {
-        "source_steps": 0,
-        "source_width": 0,
-        "mining_steps": 0,
-        "miner_width": 1,
-        "cdc_weight": 0,
-        "cdc_batch": 3,
-        "anchors": 1,
-    }
+    least = dict.fromkeys(("seeds", "steps", "tuned_steps", "evaluations", "miner_width", "anchors"), 1)
+    least |= dict.fromkeys(
+        ("batch_size", "disc_steps", "source_steps", "source_width", "mining_steps", "cdc_weight"), 0
+    )
+    least |= {"eval_samples": 2, "cdc_batch": 3}
     for name, low in least.items():
         if getattr(config, name) < low:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {low}")

@@ -84,16 +84,13 @@ def assert_near(given, wanted):
 WAYS = {name: way for name, way in vars(conv_cpu).items() if isinstance(way, conv_cpu.Way)}
 
 
-SIZES = [(1, 3, 2), (2, 5, 6), (3, 4, 7), (4, 3, 2)]  # m, oh, ow
+def maps(way):
+    return quick(lambda z, w, y: (way.correlate(z, w), way.spread(y, w), way.contract(z, y)))
 
 
-@pytest.mark.parametrize(
-    "name, m, oh, ow", [(n, *size) for n in WAYS for size in SIZES if n != "WINOGRAD" or size[0] in winograd.MATRICES]
-)
-def test_every_way_is_the_sum_that_it_stands_for(name, m, oh, ow):
-    """The three maps against NumPy in float64."""
-    rng = np.random.default_rng([m, oh, ow])
-    z, w, y = (rng.normal(size=s) for s in ((4, oh + m - 1, ow + m - 1, 5), (m, m, 5, 3), (4, oh, ow, 3)))
+def sums(z, w, y):
+    """The three maps in float64."""
+    (oh, ow), m = y.shape[1:3], w.shape[0]
     correlated, spread, contracted = np.zeros_like(y), np.zeros_like(z), np.zeros_like(w)
     for u in range(m):
         for v in range(m):
@@ -101,26 +98,54 @@ def test_every_way_is_the_sum_that_it_stands_for(name, m, oh, ow):
             correlated += z[window] @ w[u, v]
             spread[window] += y @ w[u, v].T
             contracted[u, v] = np.einsum("bijc,bijd->cd", z[window], y)
-    way = WAYS[name]
-    maps = quick(lambda z, w, y: (way.correlate(z, w), way.spread(y, w), way.contract(z, y)))
-    for got, expected in zip(maps(*map(np.float32, (z, w, y))), (correlated, spread, contracted), strict=True):
+    return correlated, spread, contracted
+
+
+SIZES = [(1, 3, 2), (2, 5, 6), (2, 7, 12), (3, 4, 7), (3, 12, 9), (4, 3, 2)]  # m, oh, ow
+
+
+@pytest.mark.parametrize(
+    "name, m, oh, ow", [(n, *size) for n in WAYS for size in SIZES if n != "WINOGRAD" or size[0] in winograd.TAPS]
+)
+def test_every_way_is_the_sum_that_it_stands_for(name, m, oh, ow):
+    """The three maps against NumPy in float64."""
+    rng = np.random.default_rng([m, oh, ow])
+    z, w, y = (rng.normal(size=s) for s in ((4, oh + m - 1, ow + m - 1, 5), (m, m, 5, 3), (4, oh, ow, 3)))
+    for got, expected in zip(maps(WAYS[name])(*map(np.float32, (z, w, y))), sums(z, w, y), strict=True):
         assert got.shape == expected.shape
         np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
 
 
-def test_parts_of_a_batch_change_nothing(monkeypatch):
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_bfloat16_loses_no_more_than_its_rounding(m):
+    """bfloat16 has 8 bits, so rounding a result once costs 2^-9 of it or less; Winograd's sums cost up to 5%."""
+    rng = np.random.default_rng(m)
+    z, w, y = (jnp.bfloat16(rng.normal(size=s)) for s in ((4, 7 + m, 7 + m, 96), (m, m, 96, 32), (4, 8, 8, 32)))
+    way = conv_cpu.way(m, 96, 32, (8, 8), jnp.bfloat16)
+    for got, expected in zip(maps(way)(z, w, y), sums(*(np.float64(x) for x in (z, w, y))), strict=True):
+        assert got.dtype == jnp.bfloat16
+        error = np.float64(got) - expected
+        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 5e-3
+
+
+@pytest.mark.parametrize("size", [(4, 6), (8, 9)])  # tiles of 2x2 and of 4x4
+def test_parts_of_a_batch_change_nothing(size, monkeypatch):
     """What does not fit the cache is worked off in parts, here of one image."""
     rng = np.random.default_rng(0)
-    z, w, y = (jnp.float32(rng.normal(size=s)) for s in ((6, 5, 7, 4), (2, 2, 4, 3), (6, 4, 6, 3)))
+    (oh, ow), m = size, 2
+    shapes = (6, oh + m - 1, ow + m - 1, 4), (m, m, 4, 3), (6, oh, ow, 3)
+    z, w, y = (jnp.float32(rng.normal(size=s)) for s in shapes)
 
     def maps():
         return quick(lambda: (winograd.correlate(z, w), winograd.spread(y, w), winograd.contract(z, y)))()
 
     whole = maps()
-    monkeypatch.setattr(winograd, "CACHE", 9 * 4 * 6 * 4)
-    assert "scan" in str(jax.make_jaxpr(winograd.correlate)(z, w))
+    for name in ("CACHE", "CACHE_CONTRACT"):
+        monkeypatch.setattr(winograd, name, 4 * winograd.products(winograd.side(m, size), m, size) * 4)
+    for traced in (jax.make_jaxpr(winograd.correlate)(z, w), jax.make_jaxpr(winograd.contract)(z, y)):
+        assert "scan" in str(traced)
     for a, b in zip(whole, maps(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=0, atol=4e-6 * np.abs(b).max())
 
 
 def test_ways_are_chosen_by_their_channels_and_sizes():
@@ -129,6 +154,9 @@ def test_ways_are_chosen_by_their_channels_and_sizes():
     assert conv_cpu.way(2, 256, 128, (16, 16)) is conv_cpu.WINOGRAD
     assert conv_cpu.way(2, 256, 128, (7, 7)) is conv_cpu.DIRECT  # padded to 8x8, too little is saved
     assert conv_cpu.way(7, 256, 128, (8, 8)) is conv_cpu.DIRECT
+    # Products of an image and a pair of channels: 9, 4x4 tiles of 2x2; 25, 2x2 tiles of 4x4.
+    assert [winograd.side(2, size) for size in ((4, 4), (8, 8), (6, 12))] == [2, 4, 4]
+    assert winograd.products(2, 2, (8, 8)) == 144 and winograd.products(4, 2, (7, 8)) == 100
 
 
 @settings(max_examples=5)

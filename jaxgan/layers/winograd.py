@@ -1,16 +1,17 @@
-"""Winograd's minimal filtering F(2x2, m x m): convolutions of stride 1 with fewer products (arXiv:1509.09308).
+"""Winograd's minimal filtering F(n x n, m x m): convolutions of stride 1 with fewer products (arXiv:1509.09308).
 
-Two neighbouring outputs of a filter of m taps need m + 1 products instead of 2m: with matrices B, G and A,
+n neighbouring outputs of a filter of m taps need a = n + m - 1 products instead of n m: with matrices B, G and A,
 
-    y = A^T [(G w) * (B^T z)],      z: m + 1 inputs, w: m taps, y: 2 outputs,
+    y = A^T [(G w) * (B^T z)],      z: a inputs, w: m taps, y: n outputs,
 
-and so in both directions of an image: 9 products instead of 16 for m = 2, 16 instead of 36 for m = 3. In the space of
-the products the convolution is a batch of matrix products over channels; so are its transpose and its weight gradient,
-which the transposed transforms yield. The transforms are sums of a few neighbours. Their rounding error in float32
-stays near that of the plain sum: coefficients are 0, ±1 and, for m = 3, ±½ (the tests hold it to 4e-6 of the largest
-value).
+and so in both directions of an image: for 2x2 taps 9 products instead of 16 with n = 2 and 25 instead of 64 with n = 4,
+for 3x3 taps 16 instead of 36 and 36 instead of 144. In the space of the products the convolution is a batch of matrix
+products over channels; so are its transpose and its weight gradient, which the transposed transforms yield. The
+transforms are sums of a few neighbours. Their rounding error in float32 grows with n: root mean square of 6e-7 of the
+result's (n = 2), 2e-6 and 3e-6 (n = 4, m = 2 and 3) for 256 channels, where the plain sum has 2e-7 and bfloat16 2e-3.
 
-Shapes: z (b, 2T + m - 1, 2S + m - 1, c), w (m, m, c, d), y (b, 2T, 2S, d); products (a², b T S, ·) with a = m + 1.
+Shapes: z (b, oh + m - 1, ow + m - 1, c), w (m, m, c, d), y (b, oh, ow, d); of T x S tiles, padded at the bottom and at
+the right where n does not divide oh or ow; products (a², b T S, ·).
 """
 
 import functools
@@ -21,64 +22,93 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# (B^T, G, A) for m taps; m = 2 with the points 0, 1 and infinity, m = 3 with 0, 1, -1 and infinity.
-MATRICES = {
-    2: (
-        np.array([[1, -1, 0], [0, 1, 0], [0, 1, -1]]),
-        np.array([[1, 0], [1, 1], [0, 1]]),
-        np.array([[1, 0], [1, 1], [0, -1]]),
-    ),
-    3: (
-        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-        np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
-        np.array([[1, 0], [1, 1], [1, -1], [0, -1]]),
-    ),
-}
 # Transformed images of more bytes than this are worked off in parts of the batch, or they would leave the cache of
-# a CPU and be written to memory and read again (32x32x64 -> 16x16x128, batch 64: weight gradient 115 -> 160 GFLOP/s).
-CACHE = 5 * 2**20
+# a CPU and be written to memory and read again. A weight gradient adds its parts up in place (32x32x64 -> 16x16x128,
+# batch 64, two cores of a Xeon: 127 -> 166 GFLOP/s; of an EPYC, n = 2: 115 -> 160), the other maps have to copy theirs
+# together (203 GFLOP/s with 20 MiB, 147 with 5).
+CACHE = 20 * 2**20
+CACHE_CONTRACT = 5 * 2**20
+TAPS = (2, 3)
+LEAST = 64  # pixels; below, the kernel's transform takes the time that tiles of 4x4 would save
+
+
+@functools.cache
+def matrices(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(B^T, G, A) of F(n, m), (a, a), (a, m) and (a, n): Toom's and Cook's product of polynomials at the points 0, 1,
+    -1, 2, -2 and infinity, transposed. B^T's rows are the coefficients of the polynomials that vanish at all other
+    points, G and A evaluate at the points, G divided by what those polynomials are there."""
+    points = [0.0, 1.0, -1.0, 2.0, -2.0][: n + m - 2]
+    others = [[q for q in points if q != p] for p in points]
+    b = [[*np.poly(rest)[::-1], 0.0] for rest in others] + [np.poly(points)[::-1]]
+    g = [p ** np.arange(m) / np.prod(np.subtract(p, rest)) for p, rest in zip(points, others, strict=True)]
+    a = [p ** np.arange(n) for p in points]
+    return np.array(b), np.array([*g, np.eye(m)[-1]]), np.array([*a, np.eye(n)[-1]])
+
+
+def side(m: int, out: Sequence[int]) -> int:
+    """n, the outputs on a side of a tile, with the fewest products for oh x ow outputs."""
+    return min((4, 2) if out[0] * out[1] >= LEAST else (2,), key=lambda n: products(n, m, out))
+
+
+def products(n: int, m: int, out: Sequence[int]) -> int:
+    """Of an image, for each pair of channels."""
+    return (n + m - 1) ** 2 * -(-out[0] // n) * -(-out[1] // n)
 
 
 def correlate(z: jax.Array, w: jax.Array) -> jax.Array:
     """z, w -> y: the sum over u, v of z[:, i + u, j + v] w[u, v]."""
-    kernel, m = _kernel(w), w.shape[0]
-    return _in_parts(lambda z: _output(_matmul(_data(z, m), kernel, 2, 1), z.shape, m), z, _parts(z, m, w.shape[3]))
+    m, (oh, ow) = w.shape[0], (k - w.shape[0] + 1 for k in z.shape[1:3])
+    n = side(m, (oh, ow))
+    kernel, z = _kernel(w, n), _whole(z, n, (oh, ow))
+    parts = _parts(z, n, m, w.shape[3], CACHE)
+    return _in_parts(lambda z: _output(_matmul(_data(z, n, m), kernel, 2, 1), z.shape, n, m), z, parts)[:, :oh, :ow]
 
 
 def spread(y: jax.Array, w: jax.Array) -> jax.Array:
     """y, w -> z: the transpose of `correlate` as a map of z."""
-    kernel, m = _kernel(w), w.shape[0]
-    return _in_parts(lambda y: _data_t(_matmul(_output_t(y, m), kernel, 2, 2), y.shape, m), y, _parts(y, m, w.shape[2]))
+    m, (oh, ow) = w.shape[0], y.shape[1:3]
+    n = side(m, (oh, ow))
+    kernel, y = _kernel(w, n), _whole(y, n, (oh, ow))
+    parts = _parts(y, n, m, w.shape[2], CACHE)
+    z = _in_parts(lambda y: _data_t(_matmul(_output_t(y, n, m), kernel, 2, 2), y.shape, n, m), y, parts)
+    return z[:, : oh + m - 1, : ow + m - 1]
 
 
 def contract(z: jax.Array, y: jax.Array) -> jax.Array:
     """z, y -> w: the transpose of `correlate` as a map of w."""
-    m = z.shape[1] - y.shape[1] + 1
+    m, out = z.shape[1] - y.shape[1] + 1, y.shape[1:3]
+    n = side(m, out)
+    z, y = _whole(z, n, out), _whole(y, n, out)
 
     def part(z, y):
         # The wider operand last: XLA's matrix product with both operands transposed is faster so (110 -> 165 GFLOP/s).
-        data, out = _data(z, m), _output_t(y, m)
+        data, out = _data(z, n, m), _output_t(y, n, m)
         wider = data.shape[2] >= out.shape[2]
         return _matmul(out, data, 1, 1).transpose(0, 2, 1) if wider else _matmul(data, out, 1, 1)
 
-    n = _parts(z, m, y.shape[3])
-    if n == 1:
-        return _kernel_t(part(z, y), m)
-    zero = jnp.zeros(((m + 1) ** 2, z.shape[3], y.shape[3]), z.dtype)
-    total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, (_split(z, n), _split(y, n)))
-    return _kernel_t(total, m)
+    parts = _parts(z, n, m, y.shape[3], CACHE_CONTRACT)
+    if parts == 1:
+        return _kernel_t(part(z, y), n, m)
+    zero = jnp.zeros(((n + m - 1) ** 2, z.shape[3], y.shape[3]), z.dtype)
+    total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, (_split(z, parts), _split(y, parts)))
+    return _kernel_t(total, n, m)
 
 
 def _matmul(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
     return lax.dot_general(x, y, (((i,), (j,)), ((0,), (0,))))
 
 
-def _parts(images: jax.Array, m: int, other: int) -> int:
+def _whole(x: jax.Array, n: int, out: Sequence[int]) -> jax.Array:
+    """Padded for whole tiles."""
+    return jnp.pad(x, ((0, 0), (0, -out[0] % n), (0, -out[1] % n), (0, 0)))
+
+
+def _parts(images: jax.Array, n: int, m: int, other: int, cache: int) -> int:
     """Parts of the batch that keep transformed images in the cache, unless the kernel is larger still."""
     b, h, w, c = images.shape
-    products = (m + 1) ** 2 * 4
-    needed = -(-products * b * (h // 2) * (w // 2) * max(c, other) // max(CACHE, products * c * other))
-    return next((n for n in range(needed, 4 * needed) if b % n == 0), 1)
+    products = (n + m - 1) ** 2 * 4
+    needed = -(-products * b * (h // n) * (w // n) * max(c, other) // max(cache, products * c * other))
+    return next((k for k in range(needed, 4 * needed) if b % k == 0), 1)
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
@@ -102,61 +132,59 @@ def _apply(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
     return [combine(row) for row in matrix]
 
 
-def _data(z: jax.Array, m: int) -> jax.Array:
+def _data(z: jax.Array, n: int, m: int) -> jax.Array:
     """B^T z B of every tile: z -> (a², b T S, c)."""
-    t, s = ((n - m + 1) // 2 for n in z.shape[1:3])
-    matrix = MATRICES[m][0]
-    rows = jnp.stack(_apply(matrix, [z[:, j : j + 2 * t - 1 : 2] for j in range(m + 1)]))  # (a, b, T, w, c)
-    both = _apply(matrix, [rows[:, :, :, j : j + 2 * s - 1 : 2] for j in range(m + 1)])
-    return jnp.stack(both, 1).reshape((m + 1) ** 2, -1, z.shape[3])
+    a, (t, s) = n + m - 1, ((k - m + 1) // n for k in z.shape[1:3])
+    matrix = matrices(n, m)[0]
+    rows = jnp.stack(_apply(matrix, [z[:, j : j + n * t - n + 1 : n] for j in range(a)]))  # (a, b, T, w, c)
+    both = _apply(matrix, [rows[:, :, :, j : j + n * s - n + 1 : n] for j in range(a)])
+    return jnp.stack(both, 1).reshape(a * a, -1, z.shape[3])
 
 
-def _data_t(products: jax.Array, y_shape: Sequence[int], m: int) -> jax.Array:
+def _data_t(products: jax.Array, y_shape: Sequence[int], n: int, m: int) -> jax.Array:
     """The transpose of `_data`: tiles overlap by m - 1 and are added up."""
-    b, h, w, _ = y_shape
-    q = products.reshape(m + 1, m + 1, b, h // 2, w // 2, -1)
-    matrix = MATRICES[m][0].T
+    a, (b, h, w, _) = n + m - 1, y_shape
+    q = products.reshape(a, a, b, h // n, w // n, -1)
+    matrix = matrices(n, m)[0].T
 
     def interleave(q, axis):
-        """(a, ..., T, ...) -> its sums at even and at odd places: (..., T + 1, ...) each."""
-        first, second = [(0, 0)] * (q.ndim - 1), [(0, 0)] * (q.ndim - 1)
-        first[axis], second[axis] = (0, 1), (1, 0)
-        d = _apply(matrix, list(q))  # tile t adds d[j][t] at place 2t + j
-        even = jnp.pad(d[0], first) + jnp.pad(d[2], second)
-        odd = jnp.pad(d[1], first) + (jnp.pad(d[3], second) if m == 3 else 0)
-        return even, odd
+        """(a, ..., T, ...) -> its sums at each of n places of a tile, and of one more tile: (..., T + 1, ...) each."""
+        own, next_one = [(0, 0)] * (q.ndim - 1), [(0, 0)] * (q.ndim - 1)
+        own[axis], next_one[axis] = (0, 1), (1, 0)
+        d = _apply(matrix, list(q))  # tile t adds d[j][t] at place n t + j
+        return [jnp.pad(d[j], own) + (jnp.pad(d[n + j], next_one) if n + j < a else 0) for j in range(n)]
 
-    rows = interleave(q, 2)  # (a, b, T + 1, S, c)
-    places = [jnp.stack(interleave(row, 2), 3) for row in rows]  # (b, T + 1, S + 1, 2, c)
-    z = jnp.stack(places, 2).reshape(b, h + 2, w + 2, -1)
+    rows = interleave(q, 2)  # n of (a, b, T + 1, S, c), by `a` of the columns
+    places = [jnp.stack(interleave(row, 2), 3) for row in rows]  # (b, T + 1, S + 1, n, c)
+    z = jnp.stack(places, 2).reshape(b, h + n, w + n, -1)
     return z[:, : h + m - 1, : w + m - 1]
 
 
-def _output(products: jax.Array, z_shape: Sequence[int], m: int) -> jax.Array:
+def _output(products: jax.Array, z_shape: Sequence[int], n: int, m: int) -> jax.Array:
     """A^T p A of every tile: (a², b T S, d) -> y."""
-    b, t, s = z_shape[0], (z_shape[1] - m + 1) // 2, (z_shape[2] - m + 1) // 2
-    p = products.reshape(m + 1, m + 1, b, t, s, -1)
-    matrix = MATRICES[m][2].T
-    rows = [jnp.stack(_apply(matrix, list(row)), 3) for row in _apply(matrix, list(p))]  # (b, T, S, 2, d)
-    return jnp.stack(rows, 2).reshape(b, 2 * t, 2 * s, -1)
+    a, b, t, s = n + m - 1, z_shape[0], (z_shape[1] - m + 1) // n, (z_shape[2] - m + 1) // n
+    p = products.reshape(a, a, b, t, s, -1)
+    matrix = matrices(n, m)[2].T
+    rows = [jnp.stack(_apply(matrix, list(row)), 3) for row in _apply(matrix, list(p))]  # (b, T, S, n, d)
+    return jnp.stack(rows, 2).reshape(b, n * t, n * s, -1)
 
 
-def _output_t(y: jax.Array, m: int) -> jax.Array:
+def _output_t(y: jax.Array, n: int, m: int) -> jax.Array:
     """The transpose of `_output`: y -> (a², b T S, d)."""
-    matrix = MATRICES[m][2]
-    rows = _apply(matrix, [y[:, 0::2], y[:, 1::2]])
-    both = [x for row in rows for x in _apply(matrix, [row[:, :, 0::2], row[:, :, 1::2]])]
+    matrix = matrices(n, m)[2]
+    rows = _apply(matrix, [y[:, j::n] for j in range(n)])
+    both = [x for row in rows for x in _apply(matrix, [row[:, :, j::n] for j in range(n)])]
     return jnp.stack([x.reshape(-1, x.shape[3]) for x in both])
 
 
-def _kernel(w: jax.Array) -> jax.Array:
+def _kernel(w: jax.Array, n: int) -> jax.Array:
     """G w G^T: (m, m, c, d) -> (a², c, d)."""
-    matrix = MATRICES[w.shape[0]][1]
+    matrix = matrices(n, w.shape[0])[1]
     return jnp.stack([x for row in _apply(matrix, list(w)) for x in _apply(matrix, list(row))])
 
 
-def _kernel_t(products: jax.Array, m: int) -> jax.Array:
+def _kernel_t(products: jax.Array, n: int, m: int) -> jax.Array:
     """The transpose of `_kernel`: (a², c, d) -> (m, m, c, d)."""
-    p = products.reshape(m + 1, m + 1, *products.shape[1:])
-    matrix = MATRICES[m][1].T
+    p = products.reshape(n + m - 1, n + m - 1, *products.shape[1:])
+    matrix = matrices(n, m)[1].T
     return jnp.stack([jnp.stack(_apply(matrix, list(row))) for row in _apply(matrix, list(p))])

@@ -137,23 +137,27 @@ WINOGRAD = Way(winograd.correlate, winograd.spread, winograd.contract)  # fewer 
 def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) -> Way:
     """The fastest way of each map for z of c and y of d channels.
 
-    Measured inside a scan, batch 64, two AMD EPYC cores with AVX-512 whose matrix product runs at 190 GFLOP/s
-    (c counts the s² pixels of a block; GFLOP/s as a plain convolution would count them: correlate, spread, contract;
-    XLA's own without the time of storing the result, hence its forward beside that of "direct", the same call):
+    Measured inside a scan, batch 64, float32, two Xeon cores with AVX-512 whose matrix product runs at 273 GFLOP/s (c
+    counts the s² pixels of a block; GFLOP/s as a plain convolution would count them: correlate, spread, contract):
 
-        out    m  c     d      taps          direct         winograd      XLA's own
-        32x32  2  12    64     75  74  62    49  54  16     62  34  39    52   .  0.6
-        16x16  2  64    32     52  29  33    66 124  74     60  65  62
-        16x16  2  128   64     70  66  36    90 138  69    136 128  99
-        16x16  2  256   128   101  86  62    96 166 108    202 189 163    156   .  0.7
-        8x8    2  512   256   133 122  63   134 157 136    235 218 171    121   .  0.8
-        4x4    2  1024  512   179 137 135   128 121 118    259 203 222    135   .  1.2
-        2x2    2  256   128   109 108  48   116  72  39     83  73  58
-        32x32  3  32    32     38  39  26    87 121  38     73  47  64
-        32x32  3  64    64     55  58  52    86 136  57    121  83 111
-        16x16  3  128   128    91  83  84   190 149  80    174 124 181
-        16x16  3  256   256   110 115 106   181 143 103    319 203 244
-        32x32  3  128   3      30  39  43     9  38  34     16   9   7    (taps of y)
+        out    m  c     d      taps          direct         winograd, 2x2  winograd, 4x4
+        32x32  2  12    64    163 249  93   108 104  19     48  31  40     24  36  35
+        16x16  2  64    32    125 266  39   101 207  82    142 122  71    126 129  55
+        16x16  2  128   64    136 200  75    57 272 106    225 131  96    248 228 115
+        16x16  2  256   128   159 193 120    91 269 128    218 193 167    216 206 215
+        8x8    2  512   256   255 302 205    93 239 168    365 285 252    374 390 351
+        4x4    2  1024  512   279 301 265   213 176 175    250 241 408    139 128 350
+        2x2    2  256   128   152 172 126   118  69  78    100  97 153     37  34  64
+        32x32  3  32    32     45 122  29    26 194  32    152  79  72    202 155  80
+        32x32  3  64    64     78 158  53    49 225  60    216 132 110    204 148 158
+        16x16  3  128   128   137 187  98    87 237  82    337 184 157    398 313 271
+        16x16  3  256   256   174 248 140    80 232 122    346 275 258    429 336 378
+        8x8    3  128   128   181 214 125   173 177  68    371 315 175    254 300 305
+        32x32  3  128   3     131 124  89     3 118  40     22  12   6     27  14  11    (taps of y)
+
+    On two AMD EPYC cores (190 GFLOP/s; without tiles of 4x4) the same won, except at 4x4 pixels: Winograd's 259 and 203
+    stood against 179 and 137 of taps. XLA's own weight gradient ran there at 0.6 to 1.2 GFLOP/s. In bfloat16, which
+    the Xeon multiplies by AMX: taps 229, 299 and, tap by tap, 114 at 16x16 of 256 channels; 687, 736 and 169 at 8x8.
     """
     if min(c, d) <= 16:
         return TAPS if c <= d else TAPS_OF_Y
@@ -161,11 +165,11 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
         return TAPS
     if jnp.dtype(dtype).itemsize < 4:  # of which Winograd's sums would lose more bits than there are to lose
         return TAP_BY_TAP
-    if m not in winograd.TAPS or c < 64:
+    if m not in winograd.TAPS or c < 32:
         return DIRECT
     if winograd.products(winograd.side(m, out), m, out) > 0.7 * m * m * out[0] * out[1]:
         return DIRECT
-    return WINOGRAD if c >= (256 if m == 2 else 128) else WINOGRAD._replace(spread=DIRECT.spread)
+    return WINOGRAD if c >= (512 if m == 2 else 128) else WINOGRAD._replace(spread=DIRECT.spread)
 
 
 # --- any stride and padding. Statics come last: stride, padding, and the size that cannot be read off the operands.

@@ -99,6 +99,7 @@ MNIST: dict[str, Any] = {
     "steps": 2000,
     "tuned_steps": 200,
     "evaluations": 20,
+    "eval_samples": 4000,
     "ema": (10_000.0,),
     "ema_ramp": 0.15,
     "mining_steps": 20,

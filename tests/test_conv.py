@@ -153,6 +153,7 @@ def test_ways_are_chosen_by_their_channels_and_sizes():
     assert conv_cpu.way(3, 128, 3, (32, 32)) is conv_cpu.TAPS_OF_Y
     assert conv_cpu.way(2, 512, 256, (8, 8)) is conv_cpu.WINOGRAD
     assert conv_cpu.way(2, 256, 128, (16, 16)) == conv_cpu.WINOGRAD._replace(spread=conv_cpu.DIRECT.spread)
+    assert conv_cpu.way(2, 256, 128, (8, 8)) == conv_cpu.WINOGRAD._replace(spread=conv_cpu.TAPS.spread)
     assert conv_cpu.way(2, 512, 256, (8, 8), jnp.bfloat16) is conv_cpu.TAP_BY_TAP
     assert conv_cpu.way(2, 256, 128, (7, 7)) is conv_cpu.DIRECT  # padded to 8x8, too little is saved
     assert conv_cpu.way(7, 256, 128, (8, 8)) is conv_cpu.DIRECT

@@ -145,6 +145,7 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
         16x16  2  64    32    125 266  39   101 207  82    142 122  71    126 129  55
         16x16  2  128   64    136 200  75    57 272 106    225 131  96    248 228 115
         16x16  2  256   128   159 193 120    91 269 128    218 193 167    216 206 215
+        8x8    2  256   128   210 306 163   210 226 144    305 276 181    312 229 208
         8x8    2  512   256   255 302 205    93 239 168    365 285 252    374 390 351
         4x4    2  1024  512   279 301 265   213 176 175    250 241 408    139 128 350
         2x2    2  256   128   152 172 126   118  69  78    100  97 153     37  34  64
@@ -169,7 +170,9 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
         return DIRECT
     if winograd.products(winograd.side(m, out), m, out) > 0.7 * m * m * out[0] * out[1]:
         return DIRECT
-    return WINOGRAD if c >= (512 if m == 2 else 128) else WINOGRAD._replace(spread=DIRECT.spread)
+    if c >= (512 if m == 2 else 128):
+        return WINOGRAD
+    return WINOGRAD._replace(spread=(TAPS if m == 2 and out[0] * out[1] <= 64 else DIRECT).spread)
 
 
 # --- any stride and padding. Statics come last: stride, padding, and the size that cannot be read off the operands.

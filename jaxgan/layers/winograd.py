@@ -106,8 +106,8 @@ def _whole(x: jax.Array, n: int, out: Sequence[int]) -> jax.Array:
 def _parts(images: jax.Array, n: int, m: int, other: int, cache: int) -> int:
     """Parts of the batch that keep transformed images in the cache, unless the kernel is larger still."""
     b, h, w, c = images.shape
-    products = (n + m - 1) ** 2 * 4
-    needed = -(-products * b * (h // n) * (w // n) * max(c, other) // max(cache, products * c * other))
+    size = (n + m - 1) ** 2 * 4  # bytes of a tile's products, for each channel
+    needed = -(-size * b * (h // n) * (w // n) * max(c, other) // max(cache, size * c * other))
     return next((k for k in range(needed, 4 * needed) if b % k == 0), 1)
 
 

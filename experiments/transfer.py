@@ -11,16 +11,19 @@ held-out images of the target, in the features of a classifier trained on all of
 chart.png, the best over steps in report.json and on the terminal, images in samples.png.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import image, transfer_methods, transfer_report
+from experiments import image, transfer_images, transfer_methods, transfer_report
+from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
 from jaxgan import data, flags, loop, parallel, report
@@ -28,7 +31,6 @@ from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import State
-from jaxgan.metrics import classify, frechet, judge
 from jaxgan.trained import network
 
 
@@ -140,94 +142,6 @@ def check(config: Config) -> None:
         raise InputError(f"--num_images={','.join(map(str, config.num_images))}: expected 0 (all) or more")
 
 
-# --- images
-
-
-class Images(NamedTuple):
-    """The target's: those to choose from for training, those held out, and all that the judge is trained on."""
-
-    train: data.Source
-    test: data.Source
-    everything: data.Source
-
-
-def load(config: Config, shape: tuple[int, int, int]) -> Images:
-    """The target's images in the source's height and width."""
-    h, w, c = shape
-    options: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images")
-    given = {name: getattr(config, name) for name in options}
-    wanted = image.Config(**given, size=f"{h}x{w}", channels=config.channels or c)
-    whole = image.load(wanted, config.split)
-    if config.test_split:
-        test = image.load(wanted, config.test_split)
-    elif whole.num_examples < 4:
-        raise InputError(
-            f"{config.dataset} has {whole.num_examples} images; expected at least 4, half of them held out"
-        )
-    else:
-        whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
-    if test.num_classes != whole.num_classes:
-        raise InputError(
-            f"{config.dataset} has {test.num_classes} classes in --test_split={config.test_split} and "
-            f"{whole.num_classes} in --split={config.split}; expected as many"
-        )
-    train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
-    for part, name in ((train, "to train on"), (held, "held out")):
-        if part.num_examples < 2:
-            raise InputError(f"{config.dataset} has {part.num_examples} images {name}; expected at least 2")
-    return Images(train, held, whole)
-
-
-def chosen(source: data.Source, n: int, seed: int) -> data.Source:
-    """n images at random, as equally many of each class as there are; a larger choice begins with the smaller one."""
-    if not n:
-        return source
-    order = np.random.default_rng(seed).permutation(source.num_examples)
-    labels = data.labels(source)[order]
-    turn = np.zeros(len(order), np.int64)  # the how manieth of its class each one is
-    for k in np.unique(labels):
-        turn[labels == k] = np.arange(np.sum(labels == k))
-    return source.subset(order[np.argsort(turn, kind="stable")[:n]])
-
-
-def balanced(source: data.Source) -> data.Source:
-    """As many images of each class as its rarest has, for `chosen` ones are too: of ten images of ten digits none can
-    learn how frequent each digit is."""
-    if source.num_classes < 2:
-        return source
-    counts = np.bincount(data.labels(source))
-    present = counts[counts > 0]
-    return chosen(source, len(present) * int(present.min()), 0)
-
-
-def measurer(config: Config, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
-    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images; and what it is measured by.
-
-    They are equally many of each class, but where a run takes all images as they come.
-
-    Features are those of `metrics.judge`'s classifier of all training images, of all classes.
-    """
-    found = judge.train(images.everything, config.eval_samples, loop.cache_dir())
-
-    def moments(seen: np.ndarray) -> frechet.Moments:
-        return frechet.moments(classify.look(found.classifier, found.params, seen)[0])
-
-    def of(source: data.Source) -> frechet.Moments:
-        rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
-        return moments(classify.scaled(source.read(rows)["image"]))
-
-    held, train = (balanced(x) if all(config.num_images) else x for x in (images.test, images.train))
-    reference = of(held)
-    what = "labels" if found.labels is not None else "rotations"
-    about = {
-        "features": f"classifier of {what} of {images.everything.name}",
-        "accuracy": found.accuracy,
-        "held_out": held.num_examples,
-        "real": frechet.distance(reference, of(train)),
-    }
-    return lambda samples: frechet.distance(reference, moments(samples)), about
-
-
 # --- runs
 
 
@@ -334,20 +248,32 @@ def source_config(config: Config) -> image.Config:
     return found
 
 
+@contextlib.contextmanager
+def of_the_source() -> Iterator[None]:
+    """What is wrong with the flags of the source, under the names that they have here."""
+    try:
+        yield
+    except InputError as error:
+        words = re.sub(r"--(preset|classes|crop|size|width|steps)\b", r"--source_\1", str(error))
+        raise InputError(f"the source: {words}") from None
+
+
 def main(config: Config) -> None:
     loop.setup(Common(num_hosts=1))
     check(config)
-    training = None if config.source_run else source_config(config)
+    with of_the_source():
+        training = None if config.source_run else source_config(config)
     if training is None:
         origin = transfer_methods.origin(config.source_run, config.source_step, config.allow_code)
         shape = origin.generator.shape
     else:
-        loop.check(training)
-        image.check(training, len(parallel.devices_for(training.batch_size, training.devices)))
-        known = image.load(training, training.split)
-        pair = image.networks(training, known.shape, known.num_classes)
+        with of_the_source():
+            loop.check(training)
+            image.check(training, len(parallel.devices_for(training.batch_size, training.devices)))
+            known = image.load(training, training.split)
+            pair = image.networks(training, known.shape, known.num_classes)
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
-    images = load(config, shape)
+    images = transfer_images.load(config, shape)
     target = Target(images.train.shape, images.train.num_classes)
     differ = classes_differ(config, origin, target)
     planned = list(runs(config, origin, target))
@@ -380,7 +306,7 @@ def main(config: Config) -> None:
     transfer_report.tell_weights(tuned.told, began)
     if first:
         print(f"classes  start from those of the source: {','.join(map(str, first))}")
-    distance, about = measurer(config, images)
+    distance, about = transfer_images.measurer(config, images)
     state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
     about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
@@ -389,7 +315,7 @@ def main(config: Config) -> None:
         made = transfer_methods.method(origin, run, target, begun)
         devices = parallel.devices_for(run.batch_size, run.devices)
         play(run, made, begun, chosen(images.train, run.num_images, run.seed), distance, devices)
-    transfer_report.write(config, planned, start, images, chosen, about)
+    transfer_report.write(config, planned, start, images, about)
 
 
 if __name__ == "__main__":

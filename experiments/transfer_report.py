@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
+from experiments.transfer_images import Images, chosen
 from jaxgan import chart, data, files, report, trained
 from jaxgan.metrics import classify
 from jaxgan.report import METRICS
@@ -84,7 +85,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write(config: Any, planned: Sequence[Any], source: Any, images: Any, chosen: Callable, about: dict) -> None:
+def write(config: Any, planned: Sequence[Any], source: Any, images: Images, about: dict) -> None:
     """Everything, from the directories of the runs.
 
     source: the `Trained` generator that they started from, adapted. about: what distances are measured by, and those of
@@ -97,7 +98,7 @@ def write(config: Any, planned: Sequence[Any], source: Any, images: Any, chosen:
     found = {"config": dataclasses.asdict(config), "measured": about, "runs": rows}
     files.write(folder / "report.json", json.dumps(found, indent=1) + "\n")
     report.save_png(folder / "chart.png", draw(curves, about))
-    report.save_png(folder / "samples.png", pictures(planned, source, images, chosen))
+    report.save_png(folder / "samples.png", pictures(planned, source, images))
     print(table(rows))
     print(
         f"Fréchet distance from {about['held_out']:,} held-out images in features of a {about['features']}, right for "
@@ -120,7 +121,7 @@ def draw(curves: Sequence[Curve], levels: dict[str, Any]) -> np.ndarray:
     return chart.draw(panels, "images seen in training", "distance from held-out images")
 
 
-def pictures(planned: Sequence[Any], source: Any, images: Any, chosen: Callable) -> np.ndarray:
+def pictures(planned: Sequence[Any], source: Any, images: Images) -> np.ndarray:
     """Rows of images: samples of the source; for each number of images, with the first seed, some of them, and samples
     of each method at its best step. All samples are of the same latents."""
     names, rows = ["source"], [source.sample(jax.random.key(0), SHOWN)]

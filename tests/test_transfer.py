@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxgan
-from experiments import image, transfer, transfer_methods, transfer_report
+from experiments import image, transfer, transfer_images, transfer_methods, transfer_report
 from jaxgan import chart, checkpoint, critic, data, flags, sources
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify
@@ -50,12 +50,12 @@ def test_some_classes_of_a_source():
 
 def test_few_images_of_as_many_classes_as_there_are():
     source = data.load("digits")
-    few, more, others = (data.read_all(transfer.chosen(source, n, seed)) for n, seed in ((20, 0), (25, 0), (20, 1)))
+    few, more, others = (data.read_all(transfer_images.chosen(source, n, seed)) for n, seed in ((20, 0), (25, 0), (20, 1)))
     assert np.bincount(few["label"]).tolist() == [2] * 10
     assert sorted(np.bincount(more["label"]).tolist()) == [2] * 5 + [3] * 5
     np.testing.assert_array_equal(more["image"][:20], few["image"])
     assert len(np.unique(few["image"], axis=0)) == 20 and not np.array_equal(few["image"], others["image"])
-    assert transfer.chosen(source, 0, 0) is source
+    assert transfer_images.chosen(source, 0, 0) is source
 
 
 def test_a_source_of_other_sizes_has_schedules_of_its_length():
@@ -71,17 +71,17 @@ def test_a_source_of_other_sizes_has_schedules_of_its_length():
 
 def test_held_out_images_are_others():
     config = transfer.Config(classes=(3, 9))
-    found = transfer.load(config, (8, 8, 1))
+    found = transfer_images.load(config, (8, 8, 1))
     nines = data.load("digits").only((3, 9))
     train, test = (data.read_all(part)["image"] for part in (found.train, found.test))
     together = {x.tobytes() for x in (*train, *test)}
     assert len(train) + len(test) == len(together) == nines.num_examples and found.everything.num_classes == 10
-    assert transfer.load(config, (12, 10, 3)).test.shape == (12, 10, 3)
+    assert transfer_images.load(config, (12, 10, 3)).test.shape == (12, 10, 3)
 
 
 def test_held_out_images_are_equally_many_of_each_class():
     label = np.array([0, 0, 0, 2, 2, 0, 2])
-    part = transfer.balanced(sources.from_arrays("plain", np.zeros((7, 2, 2), np.uint8), label))
+    part = transfer_images.balanced(sources.from_arrays("plain", np.zeros((7, 2, 2), np.uint8), label))
     assert np.bincount(data.read_all(part)["label"]).tolist() == [3, 0, 3]
 
 
@@ -245,8 +245,8 @@ def test_what_is_reported(finished, capfd):
     gan = jaxgan.load(workdir / "minegan-6-1")
     assert isinstance(gan.generator, mined.Generator) and gan.sample(jax.random.key(0), 2).shape == (2, 8, 8, 1)
     # The last figure of the miner's run, from its directory alone: its samples before held-out images.
-    images = transfer.load(transfer.Config(), (8, 8, 1))
-    distance, _ = transfer.measurer(transfer.Config(eval_samples=20), images)
+    images = transfer_images.load(transfer.Config(), (8, 8, 1))
+    distance, _ = transfer_images.measurer(transfer.Config(eval_samples=20), images)
     last = next(row for row in report["runs"] if row["method"] == "minegan")["distances"][-1]
     assert distance(gan.sample(jax.random.key(2), 20)) == pytest.approx(last, rel=1e-4)
     assert critic.load(workdir / "freezed-6-1").logits(gan.sample(jax.random.key(0), 2)).shape == (2,)
@@ -315,6 +315,7 @@ def test_a_curve_is_drawn_where_its_numbers_are():
         (("--test_split=test",), "split of digits"),
         (("--batch_size=-1",), "at least 0"),
         (("--source_run=", "--source_preset=dcgan_digit"), "did you mean 'dcgan_digits'?"),
+        (("--source_run=", "--source_crop=0x9"), "the source: --source_crop=0x9"),
     ],
 )
 def test_wrong_inputs(flags, words, finished, tmp_path, capfd):

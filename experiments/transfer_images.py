@@ -1,0 +1,96 @@
+"""The images of `experiments.transfer`: those to train on, those held out, and the distance from them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import image
+from jaxgan import data, loop
+from jaxgan.errors import InputError
+from jaxgan.metrics import classify, frechet, judge
+
+
+class Images(NamedTuple):
+    """The target's: those to choose from for training, those held out, and all that the judge is trained on."""
+
+    train: data.Source
+    test: data.Source
+    everything: data.Source
+
+
+def load(config: Any, shape: tuple[int, int, int]) -> Images:
+    """The target's images in the source's height and width."""
+    h, w, c = shape
+    options: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images")
+    given = {name: getattr(config, name) for name in options}
+    wanted = image.Config(**given, size=f"{h}x{w}", channels=config.channels or c)
+    whole = image.load(wanted, config.split)
+    if config.test_split:
+        test = image.load(wanted, config.test_split)
+    elif whole.num_examples < 4:
+        raise InputError(
+            f"{config.dataset} has {whole.num_examples} images; expected at least 4, half of them held out"
+        )
+    else:
+        whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
+    if test.num_classes != whole.num_classes:
+        raise InputError(
+            f"{config.dataset} has {test.num_classes} classes in --test_split={config.test_split} and "
+            f"{whole.num_classes} in --split={config.split}; expected as many"
+        )
+    train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
+    for part, name in ((train, "to train on"), (held, "held out")):
+        if part.num_examples < 2:
+            raise InputError(f"{config.dataset} has {part.num_examples} images {name}; expected at least 2")
+    return Images(train, held, whole)
+
+
+def chosen(source: data.Source, n: int, seed: int) -> data.Source:
+    """n images at random, as equally many of each class as there are; a larger choice begins with the smaller one."""
+    if not n:
+        return source
+    order = np.random.default_rng(seed).permutation(source.num_examples)
+    labels = data.labels(source)[order]
+    turn = np.zeros(len(order), np.int64)  # the how manieth of its class each one is
+    for k in np.unique(labels):
+        turn[labels == k] = np.arange(np.sum(labels == k))
+    return source.subset(order[np.argsort(turn, kind="stable")[:n]])
+
+
+def balanced(source: data.Source) -> data.Source:
+    """As many images of each class as its rarest has, for `chosen` ones are too: of ten images of ten digits none can
+    learn how frequent each digit is."""
+    if source.num_classes < 2:
+        return source
+    counts = np.bincount(data.labels(source))
+    present = counts[counts > 0]
+    return chosen(source, len(present) * int(present.min()), 0)
+
+
+def measurer(config: Any, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
+    """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images; and what it is measured by.
+
+    They are equally many of each class, but where a run takes all images as they come.
+
+    Features are those of `metrics.judge`'s classifier of all training images, of all classes.
+    """
+    found = judge.train(images.everything, config.eval_samples, loop.cache_dir())
+
+    def moments(seen: np.ndarray) -> frechet.Moments:
+        return frechet.moments(classify.look(found.classifier, found.params, seen)[0])
+
+    def of(source: data.Source) -> frechet.Moments:
+        rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
+        return moments(classify.scaled(source.read(rows)["image"]))
+
+    held, train = (balanced(x) if all(config.num_images) else x for x in (images.test, images.train))
+    reference = of(held)
+    what = "labels" if found.labels is not None else "rotations"
+    about = {
+        "features": f"classifier of {what} of {images.everything.name}",
+        "accuracy": found.accuracy,
+        "held_out": held.num_examples,
+        "real": frechet.distance(reference, of(train)),
+    }
+    return lambda samples: frechet.distance(reference, moments(samples)), about

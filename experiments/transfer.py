@@ -113,7 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"source_classes": tuple(range(9)), "source_size": "28", "source_steps": 10_000}
     | {"dataset": "mnist", "classes": (9,), "tuned_learning_rate": (6e-3, 3e-4)},
     # At USPS' 16x16 pixels, which a digit fills: of MNIST's 28x28 it fills 20x20. Wide networks overfit 1,000 images.
-    # USPS is not in TFDS; the README says how to make the file.
+    # USPS is not in TFDS; experiments/README.md says how to make the file.
     "mnist_usps": MNIST
     | {"source_classes": (), "source_crop": "20", "source_width": 64, "source_steps": 8000}
     | {"dataset": "npz:usps.npz", "classes": (), "tuned_learning_rate": (4e-3, 4e-4), "ema_ramp": 0.3},

@@ -78,7 +78,8 @@ def _legend(pictures: Sequence[Image.Image], colour: Mapping[str, str]) -> None:
     picture, x, y = min(corners, key=covered)
     pen = ImageDraw.Draw(picture)
     for i, name in enumerate(colour):
-        middle = y + FINER * (11 + 17 * i)
+        middle, left = y + FINER * (11 + 17 * i), x + width - 32 * FINER - int(font.getlength(name))
+        pen.rectangle([left, middle - 8 * FINER, x + width, middle + 8 * FINER], fill="white")  # over a line below it
         pen.text((x + width - 26 * FINER, middle), name, fill=colour[name], font=font, anchor="rm")
         pen.line([(x + width - 20 * FINER, middle), (x + width, middle)], fill=colour[name], width=2 * FINER)
 

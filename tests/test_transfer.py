@@ -50,7 +50,8 @@ def test_some_classes_of_a_source():
 
 def test_few_images_of_as_many_classes_as_there_are():
     source = data.load("digits")
-    few, more, others = (data.read_all(transfer_images.chosen(source, n, seed)) for n, seed in ((20, 0), (25, 0), (20, 1)))
+    chosen = transfer_images.chosen
+    few, more, others = (data.read_all(chosen(source, n, seed)) for n, seed in ((20, 0), (25, 0), (20, 1)))
     assert np.bincount(few["label"]).tolist() == [2] * 10
     assert sorted(np.bincount(more["label"]).tolist()) == [2] * 5 + [3] * 5
     np.testing.assert_array_equal(more["image"][:20], few["image"])

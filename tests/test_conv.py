@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxgan.layers import Conv, ConvTranspose, conv_cpu, same_padding, winograd
-from jaxgan.layers.conv import conv, conv_transpose
+from jaxgan.layers.conv import CPU, GPU, XLA, backend, chosen, conv, conv_transpose, plain
 
 # Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -204,6 +205,65 @@ def test_conv_transpose_and_its_derivatives(shape):
     assert_near(mine, wanted)
 
 
+@pytest.mark.parametrize("shape", [SAME_4_2, LEFTOVER, GAPS, WIDE])
+def test_the_maps_of_a_gpu(shape):
+    """Those of a TPU too, where the output is larger than the kernel."""
+    _, h, width, *_, stride, pads = shape
+    x, w, y = operands(*shape)
+
+    @quick
+    def both(x, w, y):
+        with backend("gpu"):
+            mine = orders(lambda x, w: conv(x, w, stride, pads), x, w)
+            mine += orders(lambda y, w: conv_transpose(y, w, stride, pads, (h, width)), y, w)
+        wanted = orders(lambda x, w: reference(x, w, stride, pads), x, w)
+        return mine, wanted + orders(lambda y, w: reference_transpose(y, w, stride, pads, (h, width)), y, w)
+
+    assert_near(*both(x, w, y))
+
+
+def test_every_backend_has_its_maps():
+    assert chosen() is CPU
+    with backend("gpu"):
+        assert chosen() is GPU
+        with plain():
+            assert chosen() is XLA
+    with backend("tpu"):
+        assert chosen() is XLA
+    assert chosen() is CPU
+
+
+@pytest.mark.parametrize("size", [8, 32])  # outputs of 4x4, no larger than the kernel, and of 16x16
+def test_a_gpu_compiler_knows_the_weight_gradients(size):
+    """What makes XLA take a weight gradient for a convolution with a huge kernel: a result that is turned, and a
+    gradient no larger than the kernel. Then the moments of Adam have another layout than the weights, too."""
+    pads = same_padding((size, size), 4, 2)
+    y, w, x = jnp.ones((2, size // 2, size // 2, 5)), jnp.ones((4, 4, 3, 5)), jnp.ones((2, size, size, 3))
+
+    def by_w(function, x, w):
+        y, pull = jax.vjp(lambda w: function(x, w), w)
+        return pull(y)
+
+    with backend("gpu"):
+        traced = [
+            jax.make_jaxpr(functools.partial(by_w, lambda y, w: conv_transpose(y, w, 2, pads, (size, size))))(y, w),
+            jax.make_jaxpr(functools.partial(by_w, lambda x, w: conv(x, w, 2, pads)))(x, w),
+        ]
+    for jaxpr in traced:
+        convolutions = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "conv_general_dilated"]
+        results = {e.outvars[0] for e in convolutions}
+        assert not any(e.primitive.name == "rev" and e.invars[0] in results for e in equations(jaxpr.jaxpr))
+        gradients = [e for e in convolutions if e.outvars[0].aval.size == w.size]
+        assert len(gradients) == (size == 32)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
 @settings(max_examples=12)
 @given(geometry())
 @example(LEFTOVER)
@@ -279,13 +339,13 @@ def test_transposed_module_without_a_size():
 @pytest.mark.parametrize("kernel", [1, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resampling_is_part_of_the_convolution(kernel):
     x = np.float32(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
-    plain, larger, smaller = (Conv(4, kernel, **way) for way in ({}, {"up": True}, {"down": True}))
+    same, larger, smaller = (Conv(4, kernel, **way) for way in ({}, {"up": True}, {"down": True}))
 
     @quick
     def everything(x, enlarged):
-        params = plain.init(jax.random.key(0), x)
+        params = same.init(jax.random.key(0), x)
         params = jax.tree.map(lambda p: p + 0.1, params)  # a bias that is not 0
-        wanted = plain.apply(params, enlarged), plain.apply(params, x)
+        wanted = same.apply(params, enlarged), same.apply(params, x)
         return larger.apply(params, x), smaller.apply(params, x), wanted
 
     large, small, (wanted, whole) = everything(x, x.repeat(2, 1).repeat(2, 2))

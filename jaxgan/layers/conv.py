@@ -1,9 +1,15 @@
-"""Convolutions of any stride and their transposes, as functions and as Flax layers."""
+"""Convolutions of any stride and their transposes, as functions and as Flax layers.
+
+A convolution y = x * w, its input gradient and its weight gradient are three bilinear maps, and the derivatives of each
+are the other two: so each is the custom derivative of the others here, on every backend, and gradient penalties, which
+differentiate a gradient, stay on the same fast paths. What a backend adds is how it computes the three.
+"""
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,27 +31,78 @@ def same_padding(size: Sequence[int], kernel: int, stride: int) -> Pads:
     return one(size[0]), one(size[1])
 
 
-_plain = contextvars.ContextVar("plain", default=False)
+_backend = contextvars.ContextVar("backend", default="")
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """What is traced inside gets XLA's own convolutions on every backend: to count their arithmetic, to compare."""
-    token = _plain.set(True)
+def backend(name: str) -> Iterator[None]:
+    """What is traced inside is for this backend ("cpu", "gpu", "tpu"), whatever the default one is."""
+    token = _backend.set(name)
     try:
         yield
     finally:
-        _plain.reset(token)
+        _backend.reset(token)
+
+
+def plain() -> contextlib.AbstractContextManager[None]:
+    """What is traced inside gets XLA's own convolutions on every backend: to count their arithmetic, to compare."""
+    return backend("xla")
 
 
 def by_hand() -> bool:
-    return jax.default_backend() == "cpu" and not _plain.get()
+    return chosen() is CPU
+
+
+class Maps(NamedTuple):
+    """x (b, h, w, c), w (k, k, c, d), y (b, oh, ow, d) with oh = (h + sum(pads[0]) - k) // stride + 1."""
+
+    correlate: Callable[..., jax.Array]  # x, w, stride, pads -> y
+    spread: Callable[..., jax.Array]  # y, w, stride, pads, size -> x
+    contract: Callable[..., jax.Array]  # x, y, stride, pads, k -> w
+
+
+def _spread(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
+    x = jax.ShapeDtypeStruct((y.shape[0], *size, w.shape[2]), y.dtype)
+    return jax.linear_transpose(lambda x: conv_cpu.conv_xla(x, w, stride, pads), x)(y)[0]
+
+
+def _contract(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) -> jax.Array:
+    w = jax.ShapeDtypeStruct((kernel, kernel, x.shape[3], y.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda w: conv_cpu.conv_xla(x, w, stride, pads), w)(y)[0]
+
+
+def _contract_gpu(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) -> jax.Array:
+    """XLA tells a weight gradient from a convolution by its "kernel", y, being the larger image. Of one no larger than
+    w it makes a forward convolution, and its result has another order in memory than all other weights, which Adam's
+    moments and the average then are copied to and from in every step. So that is a matrix product here."""
+    oh, ow, d = y.shape[1:]
+    if max(oh, ow) > kernel:
+        return _contract(x, y, stride, pads, kernel)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = stride * (oh - 1) + 1, stride * (ow - 1) + 1
+    shifted = [x[:, u : u + rows : stride, v : v + columns : stride] for u in range(kernel) for v in range(kernel)]
+    taps = jnp.stack(shifted, 3).reshape(-1, kernel * kernel * x.shape[3])
+    w = jnp.dot(y.reshape(-1, d).T, taps).reshape(d, kernel, kernel, -1)
+    return w.transpose(1, 2, 3, 0)
+
+
+# Where XLA's own derivatives are good, a transposed convolution's weight gradient still is not: XLA writes it with a
+# window turned by half a circle, which its GPU compiler does not know for a weight gradient, and hands cuDNN a forward
+# convolution whose kernel is a whole image (32x32 dilated pixels in DCGAN-64), of as few outputs as there are weights.
+# As that of the convolution which it transposes, it is cuDNN's own.
+XLA = Maps(conv_cpu.conv_xla, _spread, _contract)
+GPU = XLA._replace(contract=_contract_gpu)
+CPU = Maps(conv_cpu.correlate, conv_cpu.spread, conv_cpu.contract)
+
+
+def chosen() -> Maps:
+    """Those of the backend."""
+    return {"cpu": CPU, "gpu": GPU}.get(_backend.get() or jax.default_backend(), XLA)
 
 
 def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolution: x (b, h, w, c), w (k, k, c, d) -> (b, oh, ow, d) with oh = (h + sum(pads[0]) - k) // stride + 1."""
-    function = conv_cpu.conv if by_hand() else conv_cpu.conv_xla
-    return function(x, w, stride, pads)
+    return _conv(x, w, chosen(), stride, pads)
 
 
 def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
@@ -53,10 +110,46 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
 
     `pads` and `size` are those of the convolution (b, *size, c) -> (b, oh, ow, d) that it transposes.
     """
-    if by_hand():
-        return conv_cpu.conv_transpose(y, w, stride, pads, size)
-    x = jax.ShapeDtypeStruct((y.shape[0], *size, w.shape[2]), y.dtype)
-    return jax.linear_transpose(lambda x: conv_cpu.conv_xla(x, w, stride, pads), x)(y)[0]
+    return _conv_transpose(y, w, chosen(), stride, pads, size)
+
+
+# Statics come last: maps, stride, padding, and the size that cannot be read off the operands.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x, w, maps, stride, pads):
+    return maps.correlate(x, w, stride, pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv_transpose(y, w, maps, stride, pads, size):
+    return maps.spread(y, w, stride, pads, size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _weight_gradient(x, y, maps, stride, pads, kernel):
+    return maps.contract(x, y, stride, pads, kernel)
+
+
+def _conv_bwd(maps, stride, pads, operands, y):
+    x, w = operands
+    by_x = _conv_transpose(y, w, maps, stride, pads, x.shape[1:3])
+    return by_x, _weight_gradient(x, y, maps, stride, pads, w.shape[0])
+
+
+def _conv_transpose_bwd(maps, stride, pads, size, operands, x):
+    y, w = operands
+    return _conv(x, w, maps, stride, pads), _weight_gradient(x, y, maps, stride, pads, w.shape[0])
+
+
+def _weight_gradient_bwd(maps, stride, pads, kernel, operands, w):
+    x, y = operands
+    return _conv_transpose(y, w, maps, stride, pads, x.shape[1:3]), _conv(x, w, maps, stride, pads)
+
+
+_conv.defvjp(lambda x, w, *_: (_conv(x, w, *_), (x, w)), _conv_bwd)
+_conv_transpose.defvjp(lambda y, w, *_: (_conv_transpose(y, w, *_), (y, w)), _conv_transpose_bwd)
+_weight_gradient.defvjp(lambda x, y, *_: (_weight_gradient(x, y, *_), (x, y)), _weight_gradient_bwd)
 
 
 def _four_shifts(w: jax.Array) -> jax.Array:

@@ -1,9 +1,7 @@
-"""Convolutions for a CPU, fast in every order of derivative and inside a `lax.scan`.
+"""The three maps of a convolution for a CPU, fast in every order of derivative and inside a `lax.scan`.
 
-A convolution y = x * w, its input gradient and its weight gradient are three bilinear maps, and the derivatives of each
-are the other two: so the three are written out here, each the custom derivative of the others, and gradient penalties,
-which differentiate a gradient, stay on fast paths. XLA runs all of them well on GPUs and TPUs; on a CPU only the plain
-forward convolution, and its weight gradients almost stand still inside a scan.
+XLA runs all of them well on GPUs and TPUs (see `conv`); on a CPU only the plain forward convolution, and its weight
+gradients almost stand still inside a scan.
 
 A convolution of stride s is one of stride 1 over blocks of s x s pixels stacked in the channels. For that, there are
 several ways: see `way`.
@@ -175,11 +173,10 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
     return WINOGRAD._replace(spread=(TAPS if m == 2 and out[0] * out[1] <= 64 else DIRECT).spread)
 
 
-# --- any stride and padding. Statics come last: stride, padding, and the size that cannot be read off the operands.
+# --- any stride and padding
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+def correlate(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """x (b, h, w, c), w (k, k, c, d) -> (b, oh, ow, d)."""
     folded, out = _fold_kernel(w, stride), _out(x, w, stride, pads)
     m, _, c, d = folded.shape
@@ -189,8 +186,7 @@ def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     return correlate(_space_to_depth(x, stride, pads, m, out), folded)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
+def spread(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
     """y (b, oh, ow, d), w (k, k, c, d) -> (b, *size, c)."""
     folded = _fold_kernel(w, stride)
     m, _, c, d = folded.shape
@@ -198,32 +194,11 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
     return _depth_to_space(z, stride, pads, size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def weight_gradient(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) -> jax.Array:
+def contract(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) -> jax.Array:
     """x (b, h, w, c), y (b, oh, ow, d) -> (k, k, c, d): sum over b, i, j of x[b, s i + u, s j + v] y[b, i, j]."""
     m, out = -(-kernel // stride), y.shape[1:3]
     z = _space_to_depth(x, stride, pads, m, out)
     return _unfold_kernel(way(m, z.shape[3], y.shape[3], out, x.dtype).contract(z, y), stride, kernel)
-
-
-def _conv_bwd(stride, pads, operands, y):
-    x, w = operands
-    return conv_transpose(y, w, stride, pads, x.shape[1:3]), weight_gradient(x, y, stride, pads, w.shape[0])
-
-
-def _conv_transpose_bwd(stride, pads, size, operands, x):
-    y, w = operands
-    return conv(x, w, stride, pads), weight_gradient(x, y, stride, pads, w.shape[0])
-
-
-def _weight_gradient_bwd(stride, pads, kernel, operands, w):
-    x, y = operands
-    return conv_transpose(y, w, stride, pads, x.shape[1:3]), conv(x, w, stride, pads)
-
-
-conv.defvjp(lambda x, w, *_: (conv(x, w, *_), (x, w)), _conv_bwd)
-conv_transpose.defvjp(lambda y, w, *_: (conv_transpose(y, w, *_), (y, w)), _conv_transpose_bwd)
-weight_gradient.defvjp(lambda x, y, *_: (weight_gradient(x, y, *_), (x, y)), _weight_gradient_bwd)
 
 
 def _out(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> tuple[int, int]:

@@ -109,5 +109,6 @@ def _moments(module: nn.Module, x: jax.Array, momentum: float, train: bool) -> t
 
 
 def _normalised(x, mean, var, epsilon, gain, bias, dtype) -> jax.Array:
+    """In float32, rounded once: so the sums over all places in its derivatives are float32 too, for no more memory."""
     gain = gain * lax.rsqrt(var + epsilon)
-    return (x * gain.astype(dtype) + (bias - mean * gain).astype(dtype)).astype(dtype)
+    return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(dtype)

@@ -195,6 +195,7 @@ def place(
     stream_gb: float = 1.0,
     mirror: bool = False,
     prefetch: int = 2,
+    read: bool = True,
 ) -> Feed:
     """Puts a source on the devices (all of the run, of every host; by default `jax.devices()`).
 
@@ -208,6 +209,7 @@ def place(
     `auto`: resident where the images fit `resident_gb`. `mirror` flips every other image, chosen anew in each epoch.
     What `calls` yields has leading axes (local devices, steps) and the sharding that `jax.pmap` expects of axis 0; the
     last call may be shorter. Its iterator raises what reading raises, and closing it ends the threads.
+    Without `read` there are `draw` and `like` alone, for devices that may not be here.
     Raises InputError for a batch that the devices cannot share.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -294,7 +296,7 @@ def place(
         # prefetched calls, the one that the devices work on, and copies on the host of those being read
         max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 1 + READERS) * step_bytes)))
         reading.set_result({})
-    else:
+    elif read:
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
         reading = pool.submit(lambda: jax.device_put(read_all(source), whole))
         pool.shutdown(wait=False)

@@ -6,7 +6,7 @@
 
 The flags are those of experiments.image and a few more; `--shape` stands for data that are not here either. So it is
 known before a machine is rented that a run's program compiles there, and fits. TPUs need `pip install libtpu`, NVIDIA
-GPUs `pip install 'jax[cuda13]'`, and neither a chip. On a GPU each operation costs its host some microseconds.
+GPUs `pip install 'jax[cuda13]'`, and neither a chip. (Each kernel of a GPU costs its host some microseconds.)
 """
 
 import dataclasses
@@ -98,7 +98,8 @@ def main(config: Config) -> None:
     example = {
         n: np.repeat(np.float32(x) if n == "image" else np.int32(x), config.batch_size, 0) for n, x in one.items()
     }
-    print(f"step     {count(game, example) / 1e9 / len(devices):,.1f} GFLOP on a chip, {done:,} operations")
+    kernels = f", {done:,} kernels" if chips.backend == "gpu" else ""
+    print(f"step     {count(game, example) / 1e9 / len(devices):,.1f} GFLOP on a chip{kernels}")
     if len(devices) > 1:
         print(f"reduced  {text(reduced)} over the chips in a step")
     print(f"compiled in {seconds:.0f} s, {steps} steps a call")

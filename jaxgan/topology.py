@@ -63,9 +63,14 @@ def installed(module: str) -> bool:
 def tpus(kind: str, shape: str) -> Chips:
     if not installed("libtpu"):
         raise InputError(f"--topology={kind} needs the TPU compiler: pip install libtpu")
-    # The compiler would ask the machine which TPU it is, and complain that it is none.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-    for key, value in quiet.items():
+    # The compiler would ask the machine which TPU it is, complain that it is none, and want to be alone on it.
+    alone = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for key, value in alone.items():
         os.environ.setdefault(key, value)
     cube = kind in ("v4", "v5p")  # of two cores, which are one device
     sides = [int(n) for n in shape.split("x")]

@@ -11,9 +11,9 @@ GPUs `pip install 'jax[cuda13]'`, and neither a chip. (Each kernel of a GPU cost
 
 import dataclasses
 import math
+import os
 import re
 import time
-from collections import Counter
 from typing import Any
 
 import jax
@@ -22,15 +22,17 @@ import numpy as np
 from experiments import image
 from experiments.benchmark import count
 from experiments.image_presets import PRESETS
-from jaxgan import data, flags, parallel, topology
+from jaxgan import data, flags, loop, parallel, topology
+from jaxgan.config import check_numbers
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.layers import conv
 from jaxgan.memory import text
+from jaxgan.sources import CLASSES
 
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all")  # of HLO: nothing is done
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "f16": 2, "pred": 1}
-SHARE = 0.93  # of a GPU's memory: what CUDA leaves to a program
+LARGEST = 2**14  # side of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +47,21 @@ def absent(config: Config) -> data.Source:
     """Images of which nothing is known but what the flags say."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", config.shape):
         raise InputError(f"--shape={config.shape}: expected height, width and channels, for example 64x64x3")
-    if config.examples < 1 or config.num_classes < 0:
-        raise InputError(f"--examples={config.examples}, --num_classes={config.num_classes}: expected at least 1 and 0")
+    shape = tuple(map(int, config.shape.split("x")))
+    if max(shape) > LARGEST:
+        raise InputError(f"--shape={config.shape}: expected at most {LARGEST:,} of each")
+    for name, least, most in (("examples", 1, 2**31 - 1), ("num_classes", 0, CLASSES)):
+        if not least <= getattr(config, name) <= most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected a number from {least} to {most:,}")
     if config.conditional and config.num_classes < 2:
         raise InputError(f"--conditional with --num_classes={config.num_classes}: expected 2 or more")
-    shape = tuple(map(int, config.shape.split("x")))
+    if config.classes:
+        raise InputError("--classes with --shape: expected --num_classes instead, and --examples of them")
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         raise AssertionError("there is nothing to read")
 
-    return data.Source(config.shape, config.examples, shape, config.num_classes, read)
+    return data.Source(f"--shape={config.shape}", config.examples, shape, config.num_classes, read)
 
 
 def main(config: Config) -> None:
@@ -62,10 +69,12 @@ def main(config: Config) -> None:
         jax.config.update("jax_platforms", "cpu")
     if config.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
+    check_numbers(config)
     chips = topology.chips(config.topology)
     if not 0 <= config.devices <= len(chips.devices):
-        raise InputError(f"--devices={config.devices}, but {config.topology} has {len(chips.devices)}")
+        raise InputError(f"--devices={config.devices}: expected 0 (all) to {len(chips.devices)} of {config.topology}")
     devices = chips.devices[: config.devices or None]
+    parallel.check_shares(config.batch_size, len(devices))
     image.check(config, len(devices))
     source = absent(config) if config.shape else image.load(config, config.split)
     pair = image.networks(config, source.shape, source.num_classes)
@@ -82,27 +91,29 @@ def main(config: Config) -> None:
     )
     share = config.batch_size // len(devices)
     print(f"chips    {len(devices)} x {devices[0].device_kind}, {share} images each")
-    one = image.example_of(source)
-    state = jax.eval_shape(game.init, jax.random.key(config.seed), one)
-    steps = min(config.steps_per_call, feed.max_steps)
+    steps = min(config.steps_per_call, feed.max_steps, config.steps)
     with conv.backend(chips.backend):
+        state = parallel.like(loop.shapes_of(game, config, image.example_of(source)), devices)
         call = parallel.compile_steps(game, feed.draw, devices)
         start = time.perf_counter()
-        compiled = compile_or_refuse(call.lower(parallel.like(state, devices), *feed.like(steps)), chips)
+        compiled = compile_or_refuse(call.lower(state, *feed.like(steps)), chips)
         seconds = time.perf_counter() - start
-    done, reduced = operations(compiled.as_text())
     used = compiled.memory_analysis()
     kept, beside = used.argument_size_in_bytes, used.temp_size_in_bytes
     room = f" of {text(chips.room)}" if chips.room else ""
     print(f"memory   {text(kept)} of state and data and {text(beside)} to compute with on a chip{room}")
-    example = {
-        n: np.repeat(np.float32(x) if n == "image" else np.int32(x), config.batch_size, 0) for n, x in one.items()
-    }
+    batch = {n: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for n, x in one(source).items()}
+    done, reduced = operations(compiled.as_text(), steps)
     kernels = f", {done:,} kernels" if chips.backend == "gpu" else ""
-    print(f"step     {count(game, example) / 1e9 / len(devices):,.1f} GFLOP on a chip{kernels}")
+    print(f"step     {count(game, batch) / 1e9 / len(devices):,.1f} GFLOP on a chip{kernels}")
     if len(devices) > 1:
         print(f"reduced  {text(reduced)} over the chips in a step")
     print(f"compiled in {seconds:.0f} s, {steps} steps a call")
+
+
+def one(source: data.Source) -> dict[str, np.ndarray]:
+    """As JAX has it: no integers of 64 bits."""
+    return {n: x.astype(np.int32) if x.dtype == np.int64 else x for n, x in image.example_of(source).items()}
 
 
 def compile_or_refuse(lowered: Any, chips: topology.Chips) -> Any:
@@ -113,37 +124,58 @@ def compile_or_refuse(lowered: Any, chips: topology.Chips) -> Any:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = re.search(r"\(([\d.]+\w)\) exceeds available \w+ \(([\d.]+\w)\)", str(error))
-        what = f"{sizes[1]} of the {sizes[2]} that there are" if sizes else "more memory than there is"
-        raise InputError(f"a step takes {what} on a chip; {hint}") from None
+        sizes = re.search(r"\(([\d.]+)G\) exceeds available \w+ \(([\d.]+)G\)", str(error))
+        what = " of the ".join(text(int(float(n) * 2**30)) for n in sizes.groups()) if sizes else "more than all"
+        raise InputError(f"a step takes {what} that there are on a chip; {hint}") from None
     used = compiled.memory_analysis()
     nbytes = used.argument_size_in_bytes + used.temp_size_in_bytes
-    if chips.backend == "gpu" and chips.room and nbytes > SHARE * chips.room:
-        raise InputError(f"a step takes {text(nbytes)} of the {text(chips.room)} that there are on a chip; {hint}")
+    if chips.backend == "gpu" and chips.room:
+        name = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of which JAX's own default is this one
+        share = float(os.environ.get(name, 0.75))
+        if nbytes > share * chips.room:
+            taken = f"{text(int(share * chips.room))} that JAX takes of a chip with {name}={share:g}"
+            raise InputError(f"a step takes {text(nbytes)} of the {taken}; {hint}")
     return compiled
 
 
-def operations(hlo: str) -> tuple[int, int]:
-    """Of a step in a compiled scan over steps: how many operations it is, and the bytes that all-reduces give."""
+def operations(hlo: str, steps: int) -> tuple[int, int]:
+    """Of a step in a compiled scan over `steps`: operations (of branches the most), and the bytes that are reduced."""
     blocks: dict[str, list[str]] = {}
+    entry = ""
     for block in re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ .*\{\n)", hlo):
-        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) ", block):
-            blocks[head[1]] = re.findall(r"^  (?:ROOT )?%?[\w.\-]+ = (.*)$", block, re.M)
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) ", block):
+            blocks[head[2]] = re.findall(r"^  (?:ROOT )?%?[\w.\-]+ = (.*)$", block, re.M)
+            entry = head[2] if head[1] else entry
 
-    def kinds(lines: list[str]) -> Counter:
-        return Counter(m[1] for line in lines if (m := re.search(r"[\])}] ([a-z][\w\-]*)\(", line)))
+    def trips(line: str) -> int:
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+            return int(known[1])
+        condition = "\n".join(blocks[re.findall(r"condition=%?([\w.\-]+)", line)[0]])
+        return max(map(int, re.findall(r"s32\[\]\S* constant\((\d+)\)", condition)), default=1)
 
-    def work(lines: list[str]) -> int:
-        return sum(n for kind, n in kinds(lines).items() if kind not in FREE)
+    def work(name: str) -> tuple[int, int]:
+        done = reduced = 0
+        for line in blocks.get(name, ()):
+            found = re.match(r"(.*?[\])}]) ([a-z][\w\-]*)\(", line)
+            if not found or found[2] in FREE:
+                continue
+            inner = re.findall(r"(?:body|to_apply|\w+_computation)=%?([\w.\-]+)", line)
+            inner += re.findall(r"%?([\w.\-]+)", "".join(re.findall(r"branch_computations=\{(.*?)\}", line)))
+            if found[2] in ("while", "call", "conditional"):
+                parts = [work(part) for part in inner]
+                times = trips(line) if found[2] == "while" else 1
+                done += times * max((part[0] for part in parts), default=0)
+                reduced += times * max((part[1] for part in parts), default=0)
+                continue
+            done += not found[2].endswith("-done")  # the end of what began with -start
+            if found[2] in ("all-reduce", "all-reduce-done"):
+                for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
+                    reduced += BYTES.get(kind, 4) * math.prod(int(n) for n in sides.split(",") if n)
+        return done, reduced
 
-    bodies = [blocks[name] for name in re.findall(r"body=%?([\w.\-]+)", hlo) if name in blocks]
-    step = max(bodies or blocks.values(), key=work)
-    reduced = 0
-    for line in step:
-        if found := re.match(r"(.*?) all-reduce(?:-done)?\(", line):
-            for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
-                reduced += BYTES.get(kind, 4) * math.prod(int(n) for n in sides.split(",") if n)
-    return work(step), reduced
+    scans = [line for line in blocks[entry] if re.search(r" while\(", line) and trips(line) == steps > 1]
+    step = [work(re.findall(r"body=%?([\w.\-]+)", line)[0]) for line in scans]
+    return max(step, default=None) or work(entry)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 import dataclasses
 
+from jaxgan.errors import InputError
 from jaxgan.flags import option
 
 
@@ -65,3 +66,20 @@ class Common:
     )
     rollbacks: int = option(3, "how often, at most", resumable=True)
     dry_run: bool = option(False, "say what would be trained, and write nothing", resumable=True)
+
+
+def check_numbers(config: Common) -> None:
+    """Raises InputError for numbers that no run can have."""
+    for name in ("steps", "batch_size", "steps_per_call", "keep"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    for name in ("sample_every", "eval_every", "checkpoint_every", "rollbacks"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
+    for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
+        if getattr(config, name) > most:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
+    if config.eval_every and config.eval_samples < 2:
+        raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")

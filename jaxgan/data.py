@@ -138,7 +138,7 @@ def hashes(seed: int, epoch: Any, xp: ModuleType) -> Callable[[Any, Any], Any]:
     return lambda x, choice: mix(x + (key + choice), xp)
 
 
-def permute(seed: int, epoch: Any, position: Any, n: int, xp: ModuleType = np) -> Any:
+def permute(seed: int, epoch: Any, position: Any, n: int, xp: ModuleType = np, unroll: bool = False) -> Any:
     """Index of the example at `position` of `epoch`, uint32 arrays of one shape: in each epoch a permutation of [0, n).
 
     A Feistel network over the pairs of an a x b rectangle, a * b <= n (Black and Rogaway 2002,
@@ -162,7 +162,6 @@ def permute(seed: int, epoch: Any, position: Any, n: int, xp: ModuleType = np) -
         return functools.reduce(round_, CHOICES, position)
     # Unrolled it would be no slower alone, but XLA:CPU fuses that into whatever follows the gather, a mirror or an
     # augmentation, and computes it anew for every pixel: 24 ms instead of 0.1. On a GPU a round costs two kernels.
-    unroll = jax.default_backend() != "cpu"
     index = lax.scan(lambda x, choice: (round_(x, choice), None), position, CHOICES, unroll=unroll)[0]
     return lax.optimization_barrier(index)
 
@@ -260,7 +259,7 @@ def place(
         if streamed:
             image, label = x["image"], x["label"]
         else:
-            index = permute(seed, epoch, position, n, jnp).astype(jnp.int32)
+            index = permute(seed, epoch, position, n, jnp, devices[0].platform != "cpu").astype(jnp.int32)
             image, label = (resident[k].at[index].get(mode="promise_in_bounds") for k in ("image", "label"))
         if mirror:
             flip = flips(seed, epoch, position, jnp)[..., None, None, None]

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, rollback, workdir
-from jaxgan.config import Common
+from jaxgan.config import Common, check_numbers
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
 from jaxgan.game import Game, State
@@ -77,7 +77,7 @@ def run(
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)
     check_memory(game, config, example, devices)
-    shapes = parallel.like(jax.eval_shape(game.init, jax.random.key(config.seed), example), devices)
+    shapes = parallel.like(shapes_of(game, config, example), devices)
     with hosts.together(), contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
@@ -327,29 +327,25 @@ def due_between(first: int, last: int, total: int) -> Callable[[int], bool]:
 
 def check(config: Common) -> None:
     """What can be wrong with a run before any data is read; writes nothing."""
-    for name in ("steps", "batch_size", "steps_per_call", "keep"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    for name in ("sample_every", "eval_every", "checkpoint_every", "rollbacks"):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name}={getattr(config, name)}: expected 0 (never) or more")
-    for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
-        if getattr(config, name) > most:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
-    if config.eval_every and config.eval_samples < 2:
-        raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
+    check_numbers(config)
     with hosts.together():
         hosts.agree(workdir.check, config)
 
 
-def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
-    """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+def shapes_of(game: Game, config: Common, example: Mapping[str, Any]) -> State:
+    """Those of the first state. Raises InputError for networks of more numbers than there are addresses."""
     try:
         state = jax.eval_shape(game.init, jax.random.key(config.seed), example)
     except (OverflowError, MemoryError):
+        state = None
+    if state is None or sum(leaf.size for leaf in jax.tree.leaves(state)) > 2**40:
         raise InputError("the networks are too large for any memory; expected less of --width or --latent") from None
+    return state
+
+
+def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+    state = shapes_of(game, config, example)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     own = [device for device in devices if device.process_index == jax.process_index()]
     batch = game.draws * config.batch_size // len(devices) * len(own) * 4 * math.prod(example["image"].shape[1:])

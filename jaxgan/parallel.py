@@ -75,8 +75,12 @@ def devices_for(batch_size: int, count: int = 0) -> list[jax.Device]:
     if not 0 <= count <= len(devices):
         raise InputError(f"--devices={count}, but this machine has {len(devices)} ({devices[0].device_kind})")
     devices = devices[: count or len(devices)]
-    n = len(devices)
+    check_shares(batch_size, len(devices))
+    return devices
+
+
+def check_shares(batch_size: int, n: int) -> None:
+    """Raises InputError for a batch that n devices cannot share."""
     if batch_size < 1 or batch_size % n:
         low = max(batch_size // n, 1) * n
         raise InputError(f"--batch_size={batch_size} does not divide over {n} devices; nearest: {low} or {low + n}")
-    return devices

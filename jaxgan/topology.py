@@ -6,6 +6,7 @@ installed version of JAX). No chip, no driver and no account. (How fast a progra
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from typing import Any
@@ -30,8 +31,9 @@ GPUS = {
     "h100": ("NVIDIA H100 80GB HBM3", 132, 50, 1.98, 3.35e12, 80 * 2**30, (9, 0), 233472),
     "h200": ("NVIDIA H200", 132, 60, 1.98, 4.8e12, 140 * 2**30, (9, 0), 233472),
 }
-# A host of each, and GiB of a chip.
-TPUS = {"v4": ("2x2x1", 32), "v5e": ("2x4", 16), "v5p": ("2x2x1", 95), "v6e": ("2x4", 32)}
+# The chips of a host, of how many axes a slice is, and GiB of a chip.
+TPUS = {"v4": ("2x2x1", 3, 32), "v5e": ("2x4", 2, 16), "v5p": ("2x2x1", 3, 95), "v6e": ("2x4", 2, 32)}
+POD = 256
 
 
 def chips(name: str) -> Chips:
@@ -40,17 +42,25 @@ def chips(name: str) -> Chips:
     Raises InputError for a name that no compiler at hand knows.
     """
     kind, _, shape = name.partition(":")
-    if name == "here":
+    if kind == "here":
+        if shape:
+            raise InputError(f"--topology={name}: here are {jax.device_count()} devices; --devices takes fewer")
         return Chips(jax.devices(), jax.default_backend())
     if kind in GPUS:
-        if not re.fullmatch(r"[1-9]\d{0,1}", shape or "1"):
-            raise InputError(f"--topology={name}: expected a number of GPUs, for example {kind}:8")
+        if not re.fullmatch(r"[1-9]\d{0,2}", shape or "1"):
+            raise InputError(f"--topology={name}: expected 1 to 999 GPUs, for example {kind}:8")
         return gpus(kind, int(shape or 1))
     if kind not in TPUS:
         raise unknown("kind of chip", kind, ("here", *GPUS, *TPUS), "for example h100:8 or v5e:2x4")
-    if shape and not re.fullmatch(r"[1-9]\d?(x[1-9]\d?){1,2}", shape):
-        raise InputError(f"--topology={name}: expected the sides of a slice, for example {kind}:{TPUS[kind][0]}")
-    return tpus(kind, shape or TPUS[kind][0])
+    host, axes, _ = TPUS[kind]
+    sides = shape or host
+    if (
+        not re.fullmatch(r"[1-9]\d?" + r"(x[1-9]\d?)" * (axes - 1), sides)
+        or math.prod(map(int, sides.split("x"))) > POD
+    ):
+        what = f"{axes} sides of a slice of at most {POD} chips"
+        raise InputError(f"--topology={name}: expected the {what}, for example {kind}:{host}")
+    return tpus(kind, sides)
 
 
 def installed(module: str) -> bool:
@@ -72,21 +82,17 @@ def tpus(kind: str, shape: str) -> Chips:
     }
     for key, value in alone.items():
         os.environ.setdefault(key, value)
-    cube = kind in ("v4", "v5p")  # of two cores, which are one device
     sides = [int(n) for n in shape.split("x")]
-    sides += [1] * (3 - len(sides)) if cube else []
     # All as if of one host: a slice of several runs the same program.
     bounds = {"chips_per_host_bounds": (*sides, *[1] * (3 - len(sides)))}
-    whole = {"chip_config_name": "megacore"} if cube else {}
+    whole = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}  # two cores of a chip are one device
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{kind}:{'x'.join(map(str, sides))}", **bounds, **whole
-        )
+        found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **bounds, **whole)
     except Exception as error:  # of several kinds, by what is wrong and by version
         raise InputError(
             f"--topology={kind}:{shape}: the TPU compiler says {str(error).splitlines()[0][:200]}"
         ) from None
-    return Chips(list(found.devices), "tpu", TPUS[kind][1] * 2**30)
+    return Chips(list(found.devices), "tpu", TPUS[kind][2] * 2**30)
 
 
 def gpus(kind: str, count: int) -> Chips:

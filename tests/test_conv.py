@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxgan.layers import Conv, ConvTranspose, conv_cpu, same_padding, winograd
-from jaxgan.layers.conv import CPU, GPU, XLA, backend, chosen, conv, conv_transpose, plain
+from jaxgan.layers.conv import CPU, GPU, XLA, backend, conv, conv_transpose, plain
+from jaxgan.layers.conv import maps as layers_maps
 
 # Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -223,14 +224,14 @@ def test_the_maps_of_a_gpu(shape):
 
 
 def test_every_backend_has_its_maps():
-    assert chosen() is CPU
+    assert layers_maps() is CPU
     with backend("gpu"):
-        assert chosen() is GPU
+        assert layers_maps() is GPU
         with plain():
-            assert chosen() is XLA
+            assert layers_maps() is XLA
     with backend("tpu"):
-        assert chosen() is XLA
-    assert chosen() is CPU
+        assert layers_maps() is XLA
+    assert layers_maps() is CPU
 
 
 @pytest.mark.parametrize("size", [8, 32])  # outputs of 4x4, no larger than the kernel, and of 16x16
@@ -255,6 +256,23 @@ def test_a_gpu_compiler_knows_the_weight_gradients(size):
         assert not any(e.primitive.name == "rev" and e.invars[0] in results for e in equations(jaxpr.jaxpr))
         gradients = [e for e in convolutions if e.outvars[0].aval.size == w.size]
         assert len(gradients) == (size == 32)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_derivatives_keep_the_precision_of_the_call(size):
+    """Float32 parts of a bfloat16 network ask for it, where others would get TF32."""
+    pads = same_padding((size, size), 4, 2)
+    x, w = jnp.ones((2, size, size, 3)), jnp.ones((4, 4, 3, 5))
+
+    def function(x, w):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(conv_transpose(conv(x, w, 2, pads), w, 2, pads, (size, size)) ** 2)
+
+    with backend("gpu"), jax.default_matmul_precision(None):
+        traced = jax.make_jaxpr(jax.grad(lambda *a: jnp.sum(jax.grad(function)(*a) ** 2), argnums=(0, 1)))(x, w)
+    products = [e for e in equations(traced.jaxpr) if e.primitive.name in ("conv_general_dilated", "dot_general")]
+    assert len(products) > 8
+    assert {e.params["precision"] for e in products} == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}
 
 
 def equations(jaxpr):

@@ -36,7 +36,8 @@ _backend = contextvars.ContextVar("backend", default="")
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """What is traced inside is for this backend ("cpu", "gpu", "tpu"), whatever the default one is."""
+    """What is traced inside, in this thread, is for this backend ("cpu", "gpu", "tpu") and not for the default one."""
+    assert name in ("cpu", "gpu", "tpu", "xla"), name
     token = _backend.set(name)
     try:
         yield
@@ -50,7 +51,7 @@ def plain() -> contextlib.AbstractContextManager[None]:
 
 
 def by_hand() -> bool:
-    return chosen() is CPU
+    return maps() is CPU
 
 
 class Maps(NamedTuple):
@@ -72,9 +73,8 @@ def _contract(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) 
 
 
 def _contract_gpu(x: jax.Array, y: jax.Array, stride: int, pads: Pads, kernel: int) -> jax.Array:
-    """XLA tells a weight gradient from a convolution by its "kernel", y, being the larger image. Of one no larger than
-    w it makes a forward convolution, and its result has another order in memory than all other weights, which Adam's
-    moments and the average then are copied to and from in every step. So that is a matrix product here."""
+    """XLA knows a weight gradient by its window, y, being larger than w. Of a smaller one it makes a forward
+    convolution, whose result lies in memory as no other weight does, and turns Adam's moments in every step."""
     oh, ow, d = y.shape[1:]
     if max(oh, ow) > kernel:
         return _contract(x, y, stride, pads, kernel)
@@ -95,14 +95,14 @@ GPU = XLA._replace(contract=_contract_gpu)
 CPU = Maps(conv_cpu.correlate, conv_cpu.spread, conv_cpu.contract)
 
 
-def chosen() -> Maps:
+def maps() -> Maps:
     """Those of the backend."""
     return {"cpu": CPU, "gpu": GPU}.get(_backend.get() or jax.default_backend(), XLA)
 
 
 def conv(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
     """Convolution: x (b, h, w, c), w (k, k, c, d) -> (b, oh, ow, d) with oh = (h + sum(pads[0]) - k) // stride + 1."""
-    return _conv(x, w, chosen(), stride, pads)
+    return _conv(x, w, _how(), stride, pads)
 
 
 def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
@@ -110,41 +110,55 @@ def conv_transpose(y: jax.Array, w: jax.Array, stride: int, pads: Pads, size: tu
 
     `pads` and `size` are those of the convolution (b, *size, c) -> (b, oh, ow, d) that it transposes.
     """
-    return _conv_transpose(y, w, chosen(), stride, pads, size)
+    return _conv_transpose(y, w, _how(), stride, pads, size)
 
 
-# Statics come last: maps, stride, padding, and the size that cannot be read off the operands.
+class How(NamedTuple):
+    """What is chosen where a convolution is called, and holds for its derivatives, which are traced elsewhere."""
+
+    maps: Maps
+    precision: str | None
+
+
+def _how() -> How:
+    return How(maps(), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+
+
+# Statics come last: how, stride, padding, and the size that cannot be read off the operands.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x, w, maps, stride, pads):
-    return maps.correlate(x, w, stride, pads)
+def _conv(x, w, how, stride, pads):
+    with jax.default_matmul_precision(how.precision):
+        return how.maps.correlate(x, w, stride, pads)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv_transpose(y, w, maps, stride, pads, size):
-    return maps.spread(y, w, stride, pads, size)
+def _conv_transpose(y, w, how, stride, pads, size):
+    with jax.default_matmul_precision(how.precision):
+        return how.maps.spread(y, w, stride, pads, size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _weight_gradient(x, y, maps, stride, pads, kernel):
-    return maps.contract(x, y, stride, pads, kernel)
+def _weight_gradient(x, y, how, stride, pads, kernel):
+    with jax.default_matmul_precision(how.precision):
+        return how.maps.contract(x, y, stride, pads, kernel)
 
 
-def _conv_bwd(maps, stride, pads, operands, y):
+def _conv_bwd(how, stride, pads, operands, y):
     x, w = operands
-    by_x = _conv_transpose(y, w, maps, stride, pads, x.shape[1:3])
-    return by_x, _weight_gradient(x, y, maps, stride, pads, w.shape[0])
+    by_x = _conv_transpose(y, w, how, stride, pads, x.shape[1:3])
+    return by_x, _weight_gradient(x, y, how, stride, pads, w.shape[0])
 
 
-def _conv_transpose_bwd(maps, stride, pads, size, operands, x):
+def _conv_transpose_bwd(how, stride, pads, size, operands, x):
     y, w = operands
-    return _conv(x, w, maps, stride, pads), _weight_gradient(x, y, maps, stride, pads, w.shape[0])
+    return _conv(x, w, how, stride, pads), _weight_gradient(x, y, how, stride, pads, w.shape[0])
 
 
-def _weight_gradient_bwd(maps, stride, pads, kernel, operands, w):
+def _weight_gradient_bwd(how, stride, pads, kernel, operands, w):
     x, y = operands
-    return _conv_transpose(y, w, maps, stride, pads, x.shape[1:3]), _conv(x, w, maps, stride, pads)
+    return _conv_transpose(y, w, how, stride, pads, x.shape[1:3]), _conv(x, w, how, stride, pads)
 
 
 _conv.defvjp(lambda x, w, *_: (_conv(x, w, *_), (x, w)), _conv_bwd)

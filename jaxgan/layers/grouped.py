@@ -1,8 +1,8 @@
 """Grouped convolutions (arXiv:1611.05431): channels in groups, each of which sees its own alone.
 
-The convolution and its weight gradient are written out here, each the custom derivative of the other, as in `conv`; the
-input gradient is the convolution with the kernel turned. There are several ways to compute the two, for XLA's own are
-slow on a CPU: see `way`.
+The convolution and its weight gradient are written out here, each the custom derivative of the other, as in `conv.py`;
+the input gradient is the convolution with the kernel turned. There are several ways to compute the two, for XLA's own
+are slow on a CPU: see `way`.
 """
 
 import contextlib

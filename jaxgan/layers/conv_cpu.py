@@ -173,9 +173,9 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
     return WINOGRAD._replace(spread=(TAPS if m == 2 and out[0] * out[1] <= 64 else DIRECT).spread)
 
 
-# --- any stride and padding. The sums that end some ways are behind a barrier, or XLA fuses them into each of their
-# consumers, the moments of a batch norm, its scaling, an activation, and reads four shifted images there instead of one:
-# 1.05 times the time of a step of DCGAN-32, 1.07 of SNGAN's (medians of 12 and 6 alternating runs).
+# --- any stride and padding. The sums that end some ways are behind a barrier: XLA would fuse them into each of their
+# consumers, the moments of a batch norm, its scaling, an activation, and read four shifted images there instead of one
+# (1.05 times the time of a step of DCGAN-32, 1.07 of SNGAN's: medians of 12 and 6 alternating runs).
 
 
 def correlate(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:

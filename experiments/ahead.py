@@ -1,6 +1,6 @@
 """What a training step takes on chips that are not here: it is compiled for them and not run.
 
-    python -m experiments.ahead --preset=r3gan_cifar10 --shape=32x32x3 --topology=v4:2x2x1 --accumulate=2
+    python -m experiments.ahead --preset=r3gan_cifar10 --shape=32x32x3 --num_classes=10 --topology=v4:2x2x1
     python -m experiments.ahead --flagfile=runs/mine/flags.txt --topology=h100:8
     python -m experiments.ahead --topology=here
 
@@ -79,21 +79,13 @@ def main(config: Config) -> None:
     source = absent(config) if config.shape else image.load(config, config.split)
     pair = image.networks(config, source.shape, source.num_classes)
     game = image.make_game(config, pair)
-    feed = data.place(
-        source,
-        batch_size=config.batch_size,
-        draws=game.draws,
-        devices=devices,
-        placement=config.placement,
-        resident_gb=config.resident_gb,
-        mirror=config.mirror,
-        read=False,
-    )
+    feed = image.place(config, source, game, devices, read=False)
     share = config.batch_size // len(devices)
     print(f"chips    {len(devices)} x {devices[0].device_kind}, {share} images each")
     steps = min(config.steps_per_call, feed.max_steps, config.steps)
+    example = image.example_of(source)
     with conv.backend(chips.backend):
-        state = parallel.like(loop.shapes_of(game, config, image.example_of(source)), devices)
+        state = parallel.like(loop.shapes_of(game, config, example), devices)
         call = parallel.compile_steps(game, feed.draw, devices)
         start = time.perf_counter()
         compiled = compile_or_refuse(call.lower(state, *feed.like(steps)), chips)
@@ -102,18 +94,13 @@ def main(config: Config) -> None:
     kept, beside = used.argument_size_in_bytes, used.temp_size_in_bytes
     room = f" of {text(chips.room)}" if chips.room else ""
     print(f"memory   {text(kept)} of state and data and {text(beside)} to compute with on a chip{room}")
-    batch = {n: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for n, x in one(source).items()}
+    batch = {n: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for n, x in example.items()}
     done, reduced = operations(compiled.as_text(), steps)
     kernels = f", {done:,} kernels" if chips.backend == "gpu" else ""
     print(f"step     {count(game, batch) / 1e9 / len(devices):,.1f} GFLOP on a chip{kernels}")
     if len(devices) > 1:
         print(f"reduced  {text(reduced)} over the chips in a step")
     print(f"compiled in {seconds:.0f} s, {steps} steps a call")
-
-
-def one(source: data.Source) -> dict[str, np.ndarray]:
-    """As JAX has it: no integers of 64 bits."""
-    return {n: x.astype(np.int32) if x.dtype == np.int64 else x for n, x in image.example_of(source).items()}
 
 
 def compile_or_refuse(lowered: Any, chips: topology.Chips) -> Any:

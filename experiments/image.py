@@ -306,7 +306,26 @@ def load(config: Config, split: str) -> data.Source:
 
 def example_of(source: data.Source) -> dict[str, Any]:
     """A batch of one, for its shapes."""
-    return {"image": np.zeros((1, *source.shape), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
+    return {
+        "image": np.zeros((1, *source.shape), np.float32),
+        "label": np.zeros(1, np.int32),
+        "row": np.zeros(1, np.int32),
+    }
+
+
+def place(config: Config, source: data.Source, game: Game, devices: list[jax.Device], read: bool = True) -> data.Feed:
+    """The source on the devices, as the flags say."""
+    return data.place(
+        source,
+        batch_size=config.batch_size,
+        draws=game.draws,
+        seed=config.seed,
+        devices=devices,
+        placement=config.placement,
+        resident_gb=config.resident_gb,
+        mirror=config.mirror,
+        read=read,
+    )
 
 
 def train(
@@ -331,16 +350,7 @@ def train(
 
     sampler = functools.partial(trained, pair)
     evaluate = evaluation(config, sampler, diagnosis if config.diagnose else None, source, devices)
-    feed = data.place(
-        source,
-        batch_size=config.batch_size,
-        draws=game.draws,
-        seed=config.seed,
-        devices=devices,
-        placement=config.placement,
-        resident_gb=config.resident_gb,
-        mirror=config.mirror,
-    )
+    feed = place(config, source, game, devices)
     return loop.run(
         game,
         feed,

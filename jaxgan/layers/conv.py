@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgan.layers import conv_cpu
+from jaxgan.layers.dense import biased
 from jaxgan.layers.spectral import SpectralNorm
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -212,7 +213,7 @@ class Conv(nn.Module):
             pads = same_padding(x.shape[1:3], self.kernel, self.stride) if same else ((0, 0), (0, 0))
             x = conv(x, w.astype(self.dtype), self.stride, pads)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = biased(self, x)
         return x
 
 
@@ -242,5 +243,5 @@ class ConvTranspose(nn.Module):
             size, pads = self.size, same_padding(self.size, self.kernel, self.stride)
         x = conv_transpose(x.astype(self.dtype), w.astype(self.dtype), self.stride, pads, size)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = biased(self, x)
         return x

@@ -35,11 +35,15 @@ class Way(NamedTuple):
 # --- taps: all shifted copies side by side, and one matrix product
 
 
-def _product(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
-    """Of matrices, over axis i of x and j of y. In bfloat16 the sums are float32, which is not only more exact: without
-    it XLA's product takes five times as long (1,180 against 220 GFLOP/s on a Xeon with AMX)."""
+def _sums(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
+    """The product of matrices over axis i of x and j of y, in float32 at least: also where they are bfloat16, which is
+    not only more exact: XLA's product takes five times as long without (220 against 1,180 GFLOP/s, a Xeon's AMX)."""
     sums = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, y, (((i,), (j,)), ((), ())), preferred_element_type=sums).astype(x.dtype)
+    return lax.dot_general(x, y, (((i,), (j,)), ((), ())), preferred_element_type=sums)
+
+
+def _product(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
+    return _sums(x, y, i, j).astype(x.dtype)
 
 
 def _taps(z: jax.Array, m: int) -> jax.Array:
@@ -57,23 +61,15 @@ def _taps_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
 
 def _taps_spread(y: jax.Array, w: jax.Array) -> jax.Array:
     m, _, c, d = w.shape
-    parts = _product(y.reshape(-1, d), w.reshape(m * m * c, d), 1, 1).reshape(*y.shape[:3], m, m, c)
+    parts = _sums(y.reshape(-1, d), w.reshape(m * m * c, d), 1, 1).reshape(*y.shape[:3], m, m, c)
     pads = [((0, 0), (u, m - 1 - u), (v, m - 1 - v), (0, 0)) for u in range(m) for v in range(m)]
     shifted = [jnp.pad(parts[:, :, :, i // m, i % m], pad) for i, pad in enumerate(pads)]
-    return functools.reduce(jnp.add, shifted)
+    return functools.reduce(jnp.add, shifted).astype(y.dtype)
 
 
 def _taps_contract(z: jax.Array, y: jax.Array) -> jax.Array:
     m, c, d = z.shape[1] - y.shape[1] + 1, z.shape[3], y.shape[3]
     return _product(_taps(z, m), y.reshape(-1, d), 0, 0).reshape(m, m, c, d)
-
-
-def _tap_by_tap_contract(z: jax.Array, y: jax.Array) -> jax.Array:
-    """For bfloat16, of which XLA has no fast product where both operands are transposed: y is, once."""
-    (oh, ow, d), m, c = y.shape[1:], z.shape[1] - y.shape[1] + 1, z.shape[3]
-    turned = lax.optimization_barrier(y.reshape(-1, d).T)
-    shifted = [z[:, u : u + oh, v : v + ow].reshape(-1, c) for u in range(m) for v in range(m)]
-    return jnp.stack([_product(turned, x, 1, 0).T for x in shifted]).reshape(m, m, c, d)
 
 
 # The same with the shifted copies of y, for an image of few channels there: w turned by half a circle maps y to z.
@@ -125,9 +121,66 @@ def _direct_contract(z: jax.Array, y: jax.Array) -> jax.Array:
     return w.reshape(c, m, m, d).transpose(1, 2, 0, 3)
 
 
+# --- bfloat16: taps of a part of the images at a time. Its products are so fast (AMX) that all else is memory
+
+
+def _each_tap(z: jax.Array, m: int) -> list[jax.Array]:
+    """m² of (b oh ow, c)."""
+    oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
+    return [z[:, u : u + oh, v : v + ow].reshape(-1, z.shape[3]) for u in range(m) for v in range(m)]
+
+
+def _parts_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
+    m, _, c, d = w.shape
+    oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
+
+    def part(z):
+        sums = [_sums(x, u, 1, 0) for x, u in zip(_each_tap(z, m), w.reshape(m * m, c, d), strict=True)]
+        return functools.reduce(jnp.add, sums).astype(z.dtype).reshape(-1, oh, ow, d)
+
+    return winograd.in_parts(part, lax.optimization_barrier(z), _parts(z, m, oh, ow))
+
+
+def _parts_spread(y: jax.Array, w: jax.Array) -> jax.Array:
+    (oh, ow), m = y.shape[1:3], w.shape[0]
+    if (oh + m - 1) * (ow + m - 1) > 1.3 * oh * ow:  # the products of a wide padding take longer than sums of m² images
+        return _taps_spread(y, w)
+    return winograd.in_parts(lambda y: _taps_of_y_spread(y, w), y, _parts(y, m, oh, ow))
+
+
+def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
+    """XLA has no fast product over the first axis of both operands, so y is turned: before it is made a matrix, or XLA
+    would take the turn for a part of the products, and compute them in float32. The products are turned together, or it
+    would swap their operands, and find no product of that kind at all."""
+    (oh, ow, d), m, c = y.shape[1:], z.shape[1] - y.shape[1] + 1, z.shape[3]
+
+    def part(z, y):
+        turned = lax.optimization_barrier(y.reshape(y.shape[0], -1, d).transpose(2, 0, 1)).reshape(d, -1)
+        return jnp.stack([_sums(turned, x, 1, 0) for x in _each_tap(z, m)])  # (m², d, c)
+
+    z, y = lax.optimization_barrier((z, y))  # or XLA computes them again for each product
+    parts = _parts(y, m, oh, ow)
+    if parts == 1:
+        total = part(z, y)
+    else:
+        zero = jnp.zeros((m * m, d, c), jnp.promote_types(z.dtype, jnp.float32))
+        images = winograd.split(z, parts), winograd.split(y, parts)
+        total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, images)
+    return total.transpose(0, 2, 1).astype(z.dtype).reshape(m, m, c, d)
+
+
+def _parts(images: jax.Array, m: int, oh: int, ow: int) -> int:
+    """Of the images, each of some 4,096 places: a 3x3 convolution of 32x32 pixels of 256 channels takes half the time
+    that it takes of all 64 images at once, or a third. Fewer taps and places are not worth a loop."""
+    b, places = images.shape[0], images.shape[0] * oh * ow
+    if m * m * places <= 100_000:
+        return 1
+    return next(k for k in range(min(-(-places // 4096), b), b + 1) if b % k == 0)
+
+
 TAPS = Way(_taps_correlate, _taps_spread, _taps_contract)
-TAP_BY_TAP = TAPS._replace(contract=_tap_by_tap_contract)
 TAPS_OF_Y = Way(_taps_of_y_correlate, _taps_of_y_spread, _taps_of_y_contract)
+TAPS_IN_PARTS = Way(_parts_correlate, _parts_spread, _parts_contract)
 DIRECT = Way(_direct_correlate, _direct_spread, _direct_contract)
 WINOGRAD = Way(winograd.correlate, winograd.spread, winograd.contract)  # fewer products
 
@@ -163,7 +216,7 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
     if m == 1 or out[0] * out[1] <= 9:
         return TAPS
     if jnp.dtype(dtype).itemsize < 4:  # of which Winograd's sums would lose more bits than there are to lose
-        return TAP_BY_TAP
+        return TAPS_IN_PARTS
     if m not in winograd.TAPS or c < 32:
         return DIRECT
     if winograd.products(winograd.side(m, out), m, out) > 0.7 * m * m * out[0] * out[1]:

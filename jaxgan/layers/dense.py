@@ -9,6 +9,13 @@ import jax.numpy as jnp
 from jaxgan.layers.spectral import SpectralNorm
 
 
+def biased(module: nn.Module, x: jax.Array) -> jax.Array:
+    """x (..., c) + the parameter "bias" (c,) of `module`. Added in float32 and rounded once, so that the sum over all
+    places in its derivative is float32: of bfloat16, XLA has no fast one on a CPU (3 ms of 2 million numbers)."""
+    bias = module.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    return (x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias).astype(x.dtype)
+
+
 class Dense(nn.Module):
     """(b, c) -> (b, features)."""
 
@@ -24,5 +31,5 @@ class Dense(nn.Module):
         w = SpectralNorm()(w, train) if self.spectral else w
         x = x.astype(self.dtype) @ w.astype(self.dtype)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = biased(self, x)
         return x

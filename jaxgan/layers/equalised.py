@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxgan.layers import resample
 from jaxgan.layers.conv import conv
+from jaxgan.layers.dense import biased
 
 
 def leaky(x: jax.Array, clamp: float | None = None) -> jax.Array:
@@ -69,5 +70,5 @@ class EqualConv(nn.Module):
         else:
             x = conv(x, w, 1, ((k // 2, k // 2), (k // 2, k // 2)))
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = biased(self, x)
         return x

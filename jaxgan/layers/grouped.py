@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxgan.layers import conv_cpu
 from jaxgan.layers.conv import by_hand
+from jaxgan.layers.dense import biased
 
 
 class Way(NamedTuple):
@@ -259,5 +260,5 @@ class GroupedConv(nn.Module):
         w = self.param("kernel", self.kernel_init, (k, k, c // self.groups, self.features))
         x = conv(x.astype(self.dtype), w.astype(self.dtype), self.groups)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            x = biased(self, x)
         return x

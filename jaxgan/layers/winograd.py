@@ -61,7 +61,7 @@ def correlate(z: jax.Array, w: jax.Array) -> jax.Array:
     n = side(m, (oh, ow))
     kernel, z = _kernel(w, n), _whole(z, n, (oh, ow))
     parts = _parts(z, n, m, w.shape[3], CACHE)
-    return _in_parts(lambda z: _output(_matmul(_data(z, n, m), kernel, 2, 1), z.shape, n, m), z, parts)[:, :oh, :ow]
+    return in_parts(lambda z: _output(_matmul(_data(z, n, m), kernel, 2, 1), z.shape, n, m), z, parts)[:, :oh, :ow]
 
 
 def spread(y: jax.Array, w: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def spread(y: jax.Array, w: jax.Array) -> jax.Array:
     n = side(m, (oh, ow))
     kernel, y = _kernel(w, n), _whole(y, n, (oh, ow))
     parts = _parts(y, n, m, w.shape[2], CACHE)
-    z = _in_parts(lambda y: _data_t(_matmul(_output_t(y, n, m), kernel, 2, 2), y.shape, n, m), y, parts)
+    z = in_parts(lambda y: _data_t(_matmul(_output_t(y, n, m), kernel, 2, 2), y.shape, n, m), y, parts)
     return z[:, : oh + m - 1, : ow + m - 1]
 
 
@@ -90,7 +90,7 @@ def contract(z: jax.Array, y: jax.Array) -> jax.Array:
     if parts == 1:
         return _kernel_t(part(z, y), n, m)
     zero = jnp.zeros(((n + m - 1) ** 2, z.shape[3], y.shape[3]), z.dtype)
-    total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, (_split(z, parts), _split(y, parts)))
+    total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, (split(z, parts), split(y, parts)))
     return _kernel_t(total, n, m)
 
 
@@ -111,14 +111,14 @@ def _parts(images: jax.Array, n: int, m: int, other: int, cache: int) -> int:
     return next((k for k in range(needed, 4 * needed) if b % k == 0), 1)
 
 
-def _split(x: jax.Array, parts: int) -> jax.Array:
+def split(x: jax.Array, parts: int) -> jax.Array:
     return x.reshape(parts, -1, *x.shape[1:])
 
 
-def _in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, parts: int) -> jax.Array:
+def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, parts: int) -> jax.Array:
     if parts == 1:
         return function(x)
-    y = lax.map(function, _split(x, parts))
+    y = lax.map(function, split(x, parts))
     return y.reshape(-1, *y.shape[2:])
 
 

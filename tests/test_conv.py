@@ -150,13 +150,41 @@ def test_parts_of_a_batch_change_nothing(size, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if size == (4, 6) else 4e-6 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("m, size", [(2, (8, 8)), (3, (4, 5)), (3, (16, 15))])  # the three maps' sums and paddings
+@pytest.mark.parametrize("places", [conv_cpu.PLACES, 100])
+def test_bfloat16_in_parts_and_inside_a_scan(m, size, places, monkeypatch):
+    """Optimised, as in training: products in bfloat16 of a kind that XLA has not would fail as they run."""
+    monkeypatch.setattr(conv_cpu, "PLACES", places)
+    monkeypatch.setattr(conv_cpu, "WORTH_PARTS", places)
+    rng = np.random.default_rng(m)
+    (oh, ow), steps = size, 2
+    shapes = (steps, 6, oh + m - 1, ow + m - 1, 96), (steps, m, m, 96, 64), (steps, 6, oh, ow, 64)
+    operands = [jnp.bfloat16(rng.normal(size=s)) for s in shapes]
+    way = conv_cpu.way(m, 96, 64, size, jnp.bfloat16)
+    assert way is conv_cpu.TAPS_IN_PARTS
+
+    @jax.jit
+    def loop(operands):
+        return lax.map(
+            lambda o: (way.correlate(o[0], o[1]), way.spread(o[2], o[1]), way.contract(o[0], o[2])), operands
+        )
+
+    assert str(jax.make_jaxpr(loop)(operands)).count("scan[") == (1 if places > 6 * oh * ow else 3 + (size != (4, 5)))
+    got = loop(operands)
+    for i in range(steps):
+        for one, expected in zip(got, sums(*(np.float64(o[i]) for o in operands)), strict=True):
+            assert one.dtype == jnp.bfloat16
+            error = np.float64(one[i]) - expected
+            assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 3e-3  # rounded once
+
+
 def test_ways_are_chosen_by_their_channels_and_sizes():
     assert conv_cpu.way(2, 12, 64, (32, 32)) is conv_cpu.TAPS
     assert conv_cpu.way(3, 128, 3, (32, 32)) is conv_cpu.TAPS_OF_Y
     assert conv_cpu.way(2, 512, 256, (8, 8)) is conv_cpu.WINOGRAD
     assert conv_cpu.way(2, 256, 128, (16, 16)) == conv_cpu.WINOGRAD._replace(spread=conv_cpu.DIRECT.spread)
     assert conv_cpu.way(2, 256, 128, (8, 8)) == conv_cpu.WINOGRAD._replace(spread=conv_cpu.TAPS.spread)
-    assert conv_cpu.way(2, 512, 256, (8, 8), jnp.bfloat16) is conv_cpu.TAP_BY_TAP
+    assert conv_cpu.way(2, 512, 256, (8, 8), jnp.bfloat16) is conv_cpu.TAPS_IN_PARTS
     assert conv_cpu.way(2, 256, 128, (7, 7)) is conv_cpu.DIRECT  # padded to 8x8, too little is saved
     assert conv_cpu.way(7, 256, 128, (8, 8)) is conv_cpu.DIRECT
     # Products of an image and a pair of channels: 9, 4x4 tiles of 2x2; 25, 2x2 tiles of 4x4.

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flax_peer
-from experiments.benchmark_cases import CASES, LARGE, PEERLESS, Case, make_game, players
+from experiments.benchmark_cases import CASES, LARGE, Case, make_game, players
 from jaxgan import adversarial, data, files, flags, parallel, sources
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -203,7 +203,6 @@ def flax(case: Case) -> Program:
 
 def torch(case: Case, config: Config, steps: int) -> Iterator[Program]:
     fields = dataclasses.asdict(case)
-    assert not fields.pop("r1_r2"), "the peer has neither"
     for dtype in config.dtype:
         for mode in config.modes:
             command = [config.peer_python or sys.executable, "-m", "experiments.torch_peer"]
@@ -259,9 +258,7 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
         source = sources.from_arrays("noise", pixels)
     own = list(ours(case, config, source))
     peers: list[Program] = []
-    if config.peer == "torch" and case.model in PEERLESS:
-        print(f"  PyTorch's peer has no {case.model}: measured alone", file=sys.stderr)
-    elif config.peer == "torch":
+    if config.peer == "torch":
         peers = list(torch(case, config, max(1, min(config.steps_per_call))))
     elif config.peer == "flax" and case.model == "dcgan":
         peers = [flax(case)]

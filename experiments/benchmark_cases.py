@@ -50,7 +50,6 @@ CASES = {
     )
 }
 LARGE = ("r3gan32",)  # not among those that are measured if none are named
-PEERLESS = ("r3gan",)  # models that the PyTorch peer has none of
 
 
 def make_game(case: Case, dtype: str, accumulate: int, remat: bool) -> Game:

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from experiments import torch_r3gan
+
 Net = Callable[[Tensor], Tensor]
 Layout: TypeAlias = torch.memory_format
 Parts = tuple[nn.Module, nn.Module, nn.Module]  # the generator's layers, the discriminator's, the latter's last ones
@@ -36,13 +38,14 @@ class Case:
     """What is trained."""
 
     name: str
-    model: str  # mlp, dcgan, resnet
-    variant: str  # of resnet: sngan, wgan_gp
-    shape: tuple[int, int, int]  # h, w, c; resnet's is 32x32, dcgan's is halved without a rest
+    model: str  # mlp, dcgan, resnet, r3gan
+    variant: str  # of resnet: sngan, wgan_gp; of r3gan: those in groups of 16 channels
+    shape: tuple[int, int, int]  # h, w, c; resnet's is 32x32, dcgan's and r3gan's is halved without a rest
     latent: int
-    width: int  # mlp's narrowest layer; dcgan's and resnet's `width`
+    width: int  # mlp's narrowest layer; the others' `width`
     loss: str  # of LOSSES
     wgan_gp: float  # weight; 0: no penalty
+    r1_r2: float  # γ of both; 0: neither
     disc_batch_norm: bool  # dcgan's
     disc_steps: int
     batch_size: int
@@ -180,18 +183,25 @@ class Network(nn.Module):
         return self.head(x.float())
 
 
-def networks(case: Case, layout: Layout = torch.contiguous_format, low: bool = False) -> tuple[Network, Network]:
+def networks(case: Case, layout: Layout = torch.contiguous_format, low: bool = False) -> tuple[nn.Module, nn.Module]:
     """Generator, latents (b, z) -> images (b, c, h, w) in [-1, 1], and discriminator, images -> logits (b,)."""
+    if case.model == "r3gan":
+        size, colours = case.shape[0], case.shape[2]
+        disc = torch_r3gan.Discriminator(size, colours, case.width, low)
+        return torch_r3gan.Generator(size, colours, case.latent, case.width, layout, low), disc
     gen, disc, head = {"mlp": mlp, "dcgan": dcgan, "resnet": resnet}[case.model](case, layout)
     return Network(gen, nn.Tanh(), low), Network(disc, head, low)
 
 
-# Of logits: (real, fake) -> (b,) and fake -> (b,).
-LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Net]] = {
-    "non_saturating": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: F.softplus(-fake)),
-    "hinge": (lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda fake: -fake),
-    "wasserstein": (lambda real, fake: fake - real, lambda fake: -fake),
+# Of logits, (real, fake) -> (b,): the discriminator's and the generator's, which looks at real ones if it is PAIRED.
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, tuple[Loss, Loss]] = {
+    "non_saturating": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda _, fake: F.softplus(-fake)),
+    "hinge": (lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda _, fake: -fake),
+    "wasserstein": (lambda real, fake: fake - real, lambda _, fake: -fake),
+    "relativistic": (lambda real, fake: F.softplus(fake - real), lambda real, fake: F.softplus(real - fake)),
 }
+PAIRED = ("relativistic",)
 
 
 def disc_loss(disc: Net, real: Tensor, fake: Tensor, case: Case, mix: Tensor, twice: Net | None = None) -> Tensor:
@@ -200,9 +210,12 @@ def disc_loss(disc: Net, real: Tensor, fake: Tensor, case: Case, mix: Tensor, tw
     twice: the same network for the penalty, where `disc` is compiled and so cannot be differentiated twice.
     """
     if case.model == "dcgan" and case.disc_batch_norm:  # a logit depends on the other images of its batch
+        assert not case.r1_r2, "written for networks that judge real and generated images in one pass"
         real_logits, fake_logits = disc(real), disc(fake)
     else:
-        real_logits, fake_logits = disc(torch.cat([real, fake])).chunk(2)
+        both = torch.cat([real, fake]).requires_grad_(case.r1_r2 > 0)
+        logits = (twice or disc if case.r1_r2 else disc)(both)
+        real_logits, fake_logits = logits.chunk(2)
     total = LOSSES[case.loss][0](real_logits, fake_logits).mean()
     if case.wgan_gp:
         share = mix.view(-1, 1, 1, 1)
@@ -211,11 +224,16 @@ def disc_loss(disc: Net, real: Tensor, fake: Tensor, case: Case, mix: Tensor, tw
         # The norm's derivative at 0 counts as 0, in PyTorch as in jaxgan.
         norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
         total = total + case.wgan_gp * (norm - 1).square().mean()
+    if case.r1_r2:  # γ/2 of the mean square norm at real images and as much at generated ones (arXiv:1801.04406)
+        (gradient,) = torch.autograd.grad(logits.sum(), both, create_graph=True)
+        total = total + case.r1_r2 * gradient.square().sum((1, 2, 3)).mean()
     return total
 
 
-def gen_loss(disc: Net, fake: Tensor, case: Case) -> Tensor:
-    return LOSSES[case.loss][1](disc(fake)).mean()
+def gen_loss(disc: Net, fake: Tensor, case: Case, real: Tensor | None = None) -> Tensor:
+    """real: images, where the loss is PAIRED."""
+    logits = disc(fake)
+    return LOSSES[case.loss][1](logits if real is None else disc(real), logits).mean()
 
 
 class Trainer:
@@ -241,17 +259,22 @@ class Trainer:
         )
         self.averaged = [p.detach().clone() for p in self.gen.parameters()] if case.ema else []
 
+    def draw(self) -> Tensor:
+        rows = torch.randint(len(self.pixels), (self.case.batch_size,), device=self.device)
+        return (self.pixels[rows].float() / 127.5 - 1).contiguous(memory_format=self.layout)
+
     def step(self) -> None:
         case, z = self.case, (self.case.batch_size, self.case.latent)
         for _ in range(case.disc_steps):
-            rows = torch.randint(len(self.pixels), z[:1], device=self.device)
-            real = (self.pixels[rows].float() / 127.5 - 1).contiguous(memory_format=self.layout)
+            real = self.draw()
             with torch.no_grad():
                 fake = self.generate(torch.randn(z, device=self.device))
             mix = torch.rand(z[:1], device=self.device)
             _descend(disc_loss(self.score, real, fake, case, mix, self.disc), self.disc_adam)
         self.disc.requires_grad_(False)
-        _descend(gen_loss(self.score, self.generate(torch.randn(z, device=self.device)), case), self.gen_adam)
+        real_or_none = self.draw() if case.loss in PAIRED else None
+        fake = self.generate(torch.randn(z, device=self.device))
+        _descend(gen_loss(self.score, fake, case, real_or_none), self.gen_adam)
         self.disc.requires_grad_(True)
         if self.averaged:
             with torch.no_grad():

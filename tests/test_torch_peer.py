@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxgan import adversarial, losses, penalties
 from jaxgan.game import PlayerState, State
-from jaxgan.models import dcgan, mlp, resnet
+from jaxgan.models import dcgan, mlp, r3gan, resnet
 
 torch = pytest.importorskip("torch")
 torch_peer = pytest.importorskip("experiments.torch_peer")
@@ -24,8 +25,9 @@ torch_peer = pytest.importorskip("experiments.torch_peer")
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 MLP = torch_peer.Case(
-    name="mlp", model="mlp", variant="", shape=(8, 8, 1), latent=5, width=4, loss="non_saturating", wgan_gp=0.0,
-    disc_batch_norm=False, disc_steps=1, batch_size=4, learning_rate=2e-4, beta1=0.5, beta2=0.999, ema=1000.0,
+    name="mlp", model="mlp", variant="", shape=(8, 8, 1), latent=5, width=4, loss="non_saturating",
+    wgan_gp=0.0, r1_r2=0.0, disc_batch_norm=False, disc_steps=1, batch_size=4, learning_rate=2e-4, beta1=0.5,
+    beta2=0.999, ema=1000.0,
 )  # fmt: skip
 DCGAN = dataclasses.replace(MLP, name="dcgan", model="dcgan", shape=(16, 16, 3), disc_batch_norm=True)
 RESNET = dataclasses.replace(MLP, name="sngan", model="resnet", variant="sngan", shape=(32, 32, 3), loss="hinge")
@@ -37,6 +39,9 @@ CASES = [
     dataclasses.replace(DCGAN, name="dcgan_gp", shape=(16, 12, 3), **WGAN_GP),
     RESNET,
     dataclasses.replace(RESNET, name="wgan_gp", variant="wgan_gp", **WGAN_GP),
+    dataclasses.replace(
+        MLP, name="r3gan", model="r3gan", variant="ffhq64", shape=(64, 64, 3), width=16, loss="relativistic", r1_r2=0.5
+    ),  # of two groups, and of half the channels at 64x64
 ]
 TYPES = {"Linear": "Dense", "Conv2d": "Conv", "ConvTranspose2d": "ConvTranspose", "BatchNorm1d": "BatchNorm"}
 TYPES["BatchNorm2d"] = "BatchNorm"
@@ -47,8 +52,8 @@ def pair_of(case):
         widths = (case.width, 2 * case.width, 4 * case.width)
         gen = mlp.Generator(case.shape, latent=case.latent, widths=widths)
         return adversarial.Pair(gen, mlp.Discriminator(case.shape, widths=widths[::-1]))
-    options = {"variant": case.variant} if case.model == "resnet" else {}
-    module = {"dcgan": dcgan, "resnet": resnet}[case.model]
+    options = {"variant": case.variant} if case.variant else {}
+    module = {"dcgan": dcgan, "resnet": resnet, "r3gan": r3gan}[case.model]
     gen = module.Generator(case.shape, latent=case.latent, width=case.width, **options)
     if case.model == "dcgan":
         options = {"batch_norm": case.disc_batch_norm}
@@ -78,21 +83,30 @@ def weight_of(module):
 
 
 def to_torch(leaf):
-    """(c, f) -> (f, c); (k, k, c, f), or (k, k, f, c) of a transposed convolution, -> (f, c, k, k), or (c, f, k, k)."""
-    return torch.tensor(np.transpose(leaf, {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[np.ndim(leaf)]).copy())
+    """(c, f) -> (f, c); (h, w, c) -> (c, h, w); (k, k, c, f) -> (f, c, k, k), and (k, k, f, c) of a transposed
+    convolution -> (c, f, k, k)."""
+    return torch.tensor(np.transpose(leaf, {1: (0,), 2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}[np.ndim(leaf)]).copy())
+
+
+def staged(network):
+    """Our names of R3GAN's layers -> PyTorch's."""
+    blocks = {f"Block_{i}/": block for i, block in enumerate(network.blocks)}
+    names = {"Conv_0": "first", "GroupedConv_0": "second", "Conv_1": "third"}
+    result = {block + ours: getattr(blocks[block], theirs) for block in blocks for ours, theirs in names.items()}
+    return result | {f"Conv_{i}": point for i, point in enumerate(network.points)} | {"Dense_0": network.dense}
 
 
 def parameters(ours, network, is_generator):
     """Pairs (our leaf, PyTorch's tensor) of all parameters, by name."""
-    theirs = layers(network, is_generator)
-    assert sorted(ours) == sorted(theirs)
+    theirs = staged(network) if hasattr(network, "blocks") else layers(network, is_generator)
     result = {}
-    for name, leaves in ours.items():
-        for leaf, value in leaves.items():
-            tensor = theirs[name].bias if leaf == "bias" else weight_of(theirs[name])
-            assert tensor.shape == to_torch(value).shape, (name, leaf)
-            result[f"{name}/{leaf}"] = value, tensor
-    assert len(result) == len(list(network.parameters()))
+    for name, value in flatten_dict(ours, sep="/").items():
+        layer, _, leaf = name.rpartition("/")
+        module = theirs.get(layer)
+        tensor = network.basis if leaf == "basis" else module.bias if leaf == "bias" else weight_of(module)
+        assert tensor.shape == to_torch(value).shape, name
+        result[name] = value, tensor
+    assert len({id(tensor) for _, tensor in result.values()}) == len(list(network.parameters()))
     return result
 
 
@@ -103,6 +117,8 @@ def draw(rng, path, leaf):
         return (noise / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
     if name == "u":
         return noise / np.linalg.norm(noise)
+    if name == "basis":
+        return noise
     start = {"scale": 1, "bias": 0, "mean": 0, "var": 1, "count": 0}[name]
     return np.float32(start) + np.float32(0.1 if name in ("scale", "bias") else 0) * noise
 
@@ -132,7 +148,8 @@ def test_one_step_agrees(case, monkeypatch):
     monkeypatch.setattr(adversarial, "image_keys", lambda key, rows: keys)
     batch = {"image": real, "row": np.arange(b)}
     loss = getattr(losses, case.loss)
-    penalty = (penalties.wgan_gp(case.wgan_gp),) if case.wgan_gp else ()
+    penalty = [penalties.wgan_gp(case.wgan_gp)] * bool(case.wgan_gp)
+    penalty += [penalties.r1(case.r1_r2), penalties.r2(case.r1_r2)] * bool(case.r1_r2)
 
     inits = {"disc": pair.init_discriminator, "gen": pair.init_generator}
     trees = {name: jax.eval_shape(init, jax.random.key(0), batch) for name, init in inits.items()}
@@ -171,7 +188,7 @@ def test_one_step_agrees(case, monkeypatch):
         assert_close(f"{name}/u", new["disc"]["spectral"][name]["SpectralNorm_0"]["u"], vector)
         # Our generator's loss sees the vectors as they were.
         vector.copy_(torch.tensor(players["disc"].variables["spectral"][name]["SpectralNorm_0"]["u"]))
-    their_gen_loss = torch_peer.gen_loss(their_disc, their_fake, case)
+    their_gen_loss = torch_peer.gen_loss(their_disc, their_fake, case, images(real) if loss.paired else None)
     their_gen_gradients = torch.autograd.grad(their_gen_loss, [tensor for _, tensor in gen_pairs.values()])
     assert_close("gen/loss", our_gen_loss, their_gen_loss.detach())
 
@@ -180,11 +197,11 @@ def test_one_step_agrees(case, monkeypatch):
         ("gen", gen_gradients["gen"], gen_pairs, their_gen_gradients),
     ):
         largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients))
+        gradients = flatten_dict(gradients, sep="/")
         for name, gradient in zip(pairs, theirs, strict=True):
-            layer, leaf = name.split("/")
             # A bias that batch norm or a difference takes away again has a gradient of rounding errors alone.
-            floor = 1e-2 * largest if leaf == "bias" else 0.0
-            assert_close(f"{player} {name}", to_torch(gradients[layer][leaf]), gradient, floor)
+            floor = 1e-2 * largest if name.endswith("bias") else 0.0
+            assert_close(f"{player} {name}", to_torch(gradients[name]), gradient, floor)
 
 
 def test_a_worker_answers():

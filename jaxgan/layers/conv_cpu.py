@@ -46,6 +46,19 @@ def _product(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
     return _sums(x, y, i, j).astype(x.dtype)
 
 
+def _as_bits(move: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Of bfloat16, as integers: what is only moved would otherwise be converted to float32 and back, by JAX 0.10."""
+
+    @functools.wraps(move)
+    def moved(x: jax.Array, *args: Any) -> jax.Array:
+        if x.dtype != jnp.bfloat16:
+            return move(x, *args)
+        return lax.bitcast_convert_type(move(lax.bitcast_convert_type(x, jnp.uint16), *args), jnp.bfloat16)
+
+    return moved
+
+
+@_as_bits
 def _taps(z: jax.Array, m: int) -> jax.Array:
     """(b, h, w, c) -> (b oh ow, m² c)."""
     oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
@@ -79,6 +92,7 @@ def _turned(w: jax.Array) -> jax.Array:
     return w[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
+@_as_bits
 def _full(y: jax.Array, m: int) -> jax.Array:
     return jnp.pad(y, ((0, 0), (m - 1, m - 1), (m - 1, m - 1), (0, 0)))
 
@@ -124,10 +138,15 @@ def _direct_contract(z: jax.Array, y: jax.Array) -> jax.Array:
 # --- bfloat16: taps of a part of the images at a time. Its products are so fast (AMX) that all else is memory
 
 
+@_as_bits
+def _window(z: jax.Array, u: int, v: int, oh: int, ow: int) -> jax.Array:
+    return z[:, u : u + oh, v : v + ow]
+
+
 def _each_tap(z: jax.Array, m: int) -> list[jax.Array]:
     """m² of (b oh ow, c)."""
     oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
-    return [z[:, u : u + oh, v : v + ow].reshape(-1, z.shape[3]) for u in range(m) for v in range(m)]
+    return [_window(z, u, v, oh, ow).reshape(-1, z.shape[3]) for u in range(m) for v in range(m)]
 
 
 def _parts_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
@@ -212,8 +231,17 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
         32x32  3  128   3     131 124  89     3 118  40     22  12   6     27  14  11    (taps of y)
 
     On two AMD EPYC cores (190 GFLOP/s; without tiles of 4x4) the same won, except at 4x4 pixels: Winograd's 259 and 203
-    stood against 179 and 137 of taps. XLA's own weight gradient ran there at 0.6 to 1.2 GFLOP/s. In bfloat16, which
-    the Xeon multiplies by AMX: taps 229, 299 and, tap by tap, 114 at 16x16 of 256 channels; 687, 736 and 169 at 8x8.
+    stood against 179 and 137 of taps. XLA's own weight gradient ran there at 0.6 to 1.2 GFLOP/s.
+
+    In bfloat16, which a Xeon multiplies by AMX, taps in parts, with all that a stride takes, beside float32:
+
+        out    m  c     d      JAX 0.10.2    0.11.2         float32, 0.10.2
+        16x16  2  256   128    191 313 118   290 395  197   142 192 154
+        8x8    2  512   256    278 441 217   594 852  474   234 227 234
+        4x4    2  1024  512    355 546 458   752 1303 533   244 200 340
+        32x32  3  256   256    510 395 371   755 612  776   461 375 386
+        16x16  3  128   128    290 235 262   473 376  539   490 276 265
+        8x8    3  128   128    706 652 374   585 625  423   330 274 294
     """
     if min(c, d) <= 16:
         return TAPS if c <= d else TAPS_OF_Y
@@ -270,6 +298,7 @@ def _block_pads(n: int, pads: tuple[int, int], stride: int, m: int, out: int) ->
     return pads[0], (out - 1 + m) * stride - n - pads[0], 0
 
 
+@_as_bits
 def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]) -> jax.Array:
     b, h, w, c = x.shape
     zero = jnp.zeros((), x.dtype)
@@ -279,6 +308,7 @@ def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]
     return x.reshape(b, h, s, w, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, s * s * c)
 
 
+@_as_bits
 def _depth_to_space(x: jax.Array, s: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, s, s, c // (s * s)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * s, c // (s * s))

@@ -245,10 +245,10 @@ def way(m: int, c: int, d: int, out: Sequence[int], dtype: Any = jnp.float32) ->
     """
     if min(c, d) <= 16:
         return TAPS if c <= d else TAPS_OF_Y
-    if m == 1 or out[0] * out[1] <= 9:
-        return TAPS
     if jnp.dtype(dtype).itemsize < 4:  # of which Winograd's sums would lose more bits than there are to lose
         return TAPS_IN_PARTS
+    if m == 1 or out[0] * out[1] <= 9:
+        return TAPS
     if m not in winograd.TAPS or c < 32:
         return DIRECT
     if winograd.products(winograd.side(m, out), m, out) > 0.7 * m * m * out[0] * out[1]:

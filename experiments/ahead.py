@@ -76,6 +76,9 @@ def main(config: Config) -> None:
     devices = chips.devices[: config.devices or None]
     parallel.check_shares(config.batch_size, len(devices))
     image.check(config, len(devices))
+    for name in ("examples", "num_classes"):
+        if not config.shape and getattr(config, name) != getattr(Config, name):
+            raise InputError(f"--{name} without --shape: the images of --dataset={config.dataset} have their own")
     source = absent(config) if config.shape else image.load(config, config.split)
     pair = image.networks(config, source.shape, source.num_classes)
     game = image.make_game(config, pair)

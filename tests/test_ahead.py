@@ -81,6 +81,8 @@ def test_every_move_reduces_its_gradients(flags_, disc, gen, capsys):
         ("--examples=0", "--examples=0: expected a number from 1"),
         ("--num_classes=-1", "--num_classes=-1: expected a number from 0"),
         ("--conditional", "--num_classes=0: expected 2"),
+        ("--shape= --num_classes=10", "--num_classes without --shape: the images of --dataset=digits have their own"),
+        ("--shape= --examples=9", "--examples without --shape"),
         ("--classes=1,2", "expected --num_classes instead"),
         ("--devices=3", "--devices=3: expected 0 (all) to 2 of here"),
         ("--batch_size=9", "--batch_size=9 does not divide over 2 devices; nearest: 8 or 10"),
@@ -89,7 +91,7 @@ def test_every_move_reduces_its_gradients(flags_, disc, gen, capsys):
     ],
 )
 def test_wrong_values(flag, message, capsys):
-    assert message in refused(capsys, flag)
+    assert message in refused(capsys, *flag.split())
 
 
 def test_a_compiler_that_is_not_installed(monkeypatch):

@@ -145,13 +145,15 @@ def test_no_circles():
     assert [module for module in MODULES if module in reachable(module)] == []
 
 
+PEER = ("experiments.torch_peer", "experiments.torch_r3gan")  # a process of its own, which needs PyTorch and no JAX
+
 # {package: the modules that may import it}; all but the builders of data sets only inside of functions.
 DOORS = {
     "orbax": ("jaxgan.checkpoint",),
     "tensorflow_datasets": ("jaxgan.prepared", "jaxgan.datasets"),
     "tensorboardX": ("jaxgan.report",),
     "tensorflow": (),
-    "torch": ("experiments.torch_peer",),
+    "torch": PEER,
     "pickle": (),
 }
 
@@ -162,7 +164,7 @@ def test_one_door_for_each_heavy_package(package):
         for name, _, line, at_import in imported(path):
             if within(name, package):
                 assert within(module, *DOORS[package]), f"{path.name}:{line} imports {name}"
-                alone = within(module, "jaxgan.datasets", "experiments.torch_peer")
+                alone = within(module, "jaxgan.datasets", *PEER)
                 assert not at_import or alone, f"{path.name}:{line} imports {name} at once"
 
 
@@ -192,7 +194,7 @@ def packages_after(statement):
     return set(done.stdout.split())
 
 
-SCRIPTS = [n for n in MODULES if n.startswith("experiments.") and n != "experiments.torch_peer"]
+SCRIPTS = [n for n in MODULES if n.startswith("experiments.") and n not in PEER]
 LATER = {"orbax", "tensorflow_datasets", "tensorflow", "tensorboardX", "sklearn", "torch"}
 
 

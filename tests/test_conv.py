@@ -150,7 +150,7 @@ def test_parts_of_a_batch_change_nothing(size, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if size == (4, 6) else 4e-6 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("m, size", [(2, (8, 8)), (3, (4, 5)), (3, (16, 15))])  # the three maps' sums and paddings
+@pytest.mark.parametrize("m, size", [(1, (8, 8)), (2, (8, 8)), (3, (4, 5)), (3, (16, 15))])
 @pytest.mark.parametrize("places", [conv_cpu.PLACES, 100])
 def test_bfloat16_in_parts_and_inside_a_scan(m, size, places, monkeypatch):
     """Optimised, as in training: products in bfloat16 of a kind that XLA has not would fail as they run."""

@@ -169,8 +169,8 @@ def _parts_spread(y: jax.Array, w: jax.Array) -> jax.Array:
 
 def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
     """XLA has no fast product over the first axis of both operands, so y is turned: before it is made a matrix, or XLA
-    would take the turn for a part of the products, and compute them in float32. The products are turned together, or it
-    would swap their operands, and find no product of that kind at all."""
+    would take the turn for a part of the products, and compute them in float32. The products end at a barrier, or it
+    would swap their operands instead of turning them, and find no product of that kind at all."""
     (oh, ow, d), m, c = y.shape[1:], z.shape[1] - y.shape[1] + 1, z.shape[3]
 
     def part(z, y):
@@ -185,7 +185,7 @@ def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
         zero = jnp.zeros((m * m, d, c), jnp.promote_types(z.dtype, jnp.float32))
         images = winograd.split(z, parts), winograd.split(y, parts)
         total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, images)
-    return total.transpose(0, 2, 1).astype(z.dtype).reshape(m, m, c, d)
+    return lax.optimization_barrier(total).transpose(0, 2, 1).astype(z.dtype).reshape(m, m, c, d)
 
 
 # A 3x3 convolution of 64 images of 32x32 pixels and 256 channels takes half the time, or a third, in parts of the batch

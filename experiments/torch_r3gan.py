@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 16  # channels of a group
+GROUP = 16  # channels of a group, or the most that divide them
 FULL = 32  # pixels; each larger stage has half the channels of the one before
 BLOCKS = 2  # of a stage
 
@@ -48,7 +48,8 @@ class Block(nn.Module):
         super().__init__()
         c, d = stage.channels, 2 * stage.channels
         self.first = conv(c, d, gain=stage.gain, bias=True)
-        self.second = conv(d, d, 3, d // GROUP, stage.gain, bias=True)
+        group = next(n for n in range(GROUP, 0, -1) if d % n == 0)
+        self.second = conv(d, d, 3, d // group, stage.gain, bias=True)
         self.third = conv(d, c, gain=0.0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -194,11 +194,16 @@ PLACES = 4096
 WORTH_PARTS = 100_000
 
 
+def even_parts(b: int, least: int) -> int:
+    """The fewest parts, `least` if they can be, that a batch of b divides into evenly."""
+    return next(k for k in range(min(least, b), b + 1) if b % k == 0)
+
+
 def _parts(images: jax.Array, m: int, oh: int, ow: int) -> int:
     b, places = images.shape[0], images.shape[0] * oh * ow
     if m * m * places <= WORTH_PARTS:
         return 1
-    return next(k for k in range(min(-(-places // PLACES), b), b + 1) if b % k == 0)
+    return even_parts(b, -(-places // PLACES))
 
 
 TAPS = Way(_taps_correlate, _taps_spread, _taps_contract)

@@ -112,8 +112,7 @@ def _loop_correlate(x: jax.Array, w: jax.Array, groups: int) -> jax.Array:
 
 def _loop_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
     (b, h, w, c), d = x.shape, y.shape[3]
-    needed = min(-(-k * k * 4 * b * h * w * (d // groups) // CACHE), b)
-    parts = next(n for n in range(needed, b + 1) if b % n == 0)
+    parts = conv_cpu.even_parts(b, -(-k * k * 4 * b * h * w * (d // groups) // CACHE))
     dense = _dense(h * w).contract
     x = jnp.pad(x, ((0, 0), *_pads(k), (0, 0)))
 

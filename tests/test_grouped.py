@@ -10,16 +10,14 @@ from jax import lax
 
 from jaxgan.layers import grouped
 from jaxgan.layers.conv import plain
-from jaxgan.layers.grouped import BATCHED, LOOP, XLA, GroupedConv, Way, merged
+from jaxgan.layers.grouped import CROSSED, XLA, GroupedConv, Way, merged
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 WAYS = {
     "xla": XLA,
-    "batched": BATCHED,
-    "loop": LOOP,
-    "mixed": Way(XLA.correlate, BATCHED.contract),
-    "merged": merged(LOOP, 8),
-    "merged_batched": merged(BATCHED, 8),
+    "crossed": CROSSED,
+    "mixed": Way(XLA.correlate, CROSSED.contract),
+    "merged": merged(CROSSED, 8),
     "whole": merged(XLA, 100),
 }
 # b, h, w, c, d, groups, kernel
@@ -88,6 +86,30 @@ def test_every_way_is_the_definition_in_both_orders(shape, monkeypatch):
             np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max(), err_msg=name)
         for a, b in zip(second, results["native"][1], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), err_msg=name)
+
+
+def test_crossed_in_bfloat16_is_the_definition_up_to_its_rounding(monkeypatch):
+    """In parts and in one, inside a scan: XLA's own choice of a product's layout is another there."""
+    shape = SHAPES[0]
+    x, w, y = (np.float32(jnp.bfloat16(a)) for a in arrays(*shape))
+    expected = reference(x, w, y, shape[5])
+
+    @jax.jit
+    def scanned(*arrays):
+        def body(carry, arrays):
+            x, w, y = (a.astype(jnp.bfloat16) for a in arrays)
+            with grouped.using(CROSSED):
+                out, pull = jax.vjp(lambda x, w: grouped.conv(x, w, shape[5]), x, w)
+            return carry, (out, *pull(y))
+
+        return lax.scan(body, 0, [a[None] for a in arrays])[1]
+
+    for cache in (4096, 2**20):
+        monkeypatch.setattr(grouped, "CACHE", cache)
+        scanned.clear_cache()
+        for a, b in zip(scanned(x, w, y), expected, strict=True):
+            assert a.dtype == jnp.bfloat16
+            np.testing.assert_allclose(np.float32(a[0]), b, rtol=2**-8, atol=1e-5 * np.abs(b).max())
 
 
 def test_merged_groups_fill_their_channels():

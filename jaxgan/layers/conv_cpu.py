@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgan.layers import winograd
+from jaxgan.layers.parts import even_parts, map_parts, sum_parts
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -46,7 +47,7 @@ def _product(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
     return _sums(x, y, i, j).astype(x.dtype)
 
 
-def _as_bits(move: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def as_bits(move: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Of bfloat16, as integers: what is only moved would otherwise be converted to float32 and back, by JAX 0.10."""
 
     @functools.wraps(move)
@@ -58,7 +59,7 @@ def _as_bits(move: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return moved
 
 
-@_as_bits
+@as_bits
 def _taps(z: jax.Array, m: int) -> jax.Array:
     """(b, h, w, c) -> (b oh ow, m² c)."""
     oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
@@ -92,7 +93,7 @@ def _turned(w: jax.Array) -> jax.Array:
     return w[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
-@_as_bits
+@as_bits
 def _full(y: jax.Array, m: int) -> jax.Array:
     return jnp.pad(y, ((0, 0), (m - 1, m - 1), (m - 1, m - 1), (0, 0)))
 
@@ -138,7 +139,7 @@ def _direct_contract(z: jax.Array, y: jax.Array) -> jax.Array:
 # --- bfloat16: taps of a part of the images at a time. Its products are so fast (AMX) that all else is memory
 
 
-@_as_bits
+@as_bits
 def _window(z: jax.Array, u: int, v: int, oh: int, ow: int) -> jax.Array:
     return z[:, u : u + oh, v : v + ow]
 
@@ -157,14 +158,14 @@ def _parts_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
         sums = [_sums(x, u, 1, 0) for x, u in zip(_each_tap(z, m), w.reshape(m * m, c, d), strict=True)]
         return functools.reduce(jnp.add, sums).astype(z.dtype).reshape(-1, oh, ow, d)
 
-    return winograd.in_parts(part, lax.optimization_barrier(z), _parts(z, m, oh, ow))
+    return map_parts(part, lax.optimization_barrier(z), _parts(z, m, oh, ow))
 
 
 def _parts_spread(y: jax.Array, w: jax.Array) -> jax.Array:
     (oh, ow), m = y.shape[1:3], w.shape[0]
     if (oh + m - 1) * (ow + m - 1) > 1.3 * oh * ow:  # the products of a wide padding take longer than sums of m² images
         return _taps_spread(y, w)
-    return winograd.in_parts(lambda y: _taps_of_y_spread(y, w), y, _parts(y, m, oh, ow))
+    return map_parts(lambda y: _taps_of_y_spread(y, w), y, _parts(y, m, oh, ow))
 
 
 def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
@@ -178,13 +179,7 @@ def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.stack([_sums(turned, x, 1, 0) for x in _each_tap(z, m)])  # (m², d, c)
 
     z, y = lax.optimization_barrier((z, y))  # or XLA computes them again for each product
-    parts = _parts(y, m, oh, ow)
-    if parts == 1:
-        total = part(z, y)
-    else:
-        zero = jnp.zeros((m * m, d, c), jnp.promote_types(z.dtype, jnp.float32))
-        images = winograd.split(z, parts), winograd.split(y, parts)
-        total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, images)
+    total = sum_parts(part, (z, y), _parts(y, m, oh, ow))
     return lax.optimization_barrier(total).transpose(0, 2, 1).astype(z.dtype).reshape(m, m, c, d)
 
 
@@ -192,11 +187,6 @@ def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
 # with so many places in the image, which stay in the cache. Fewer places times taps are not worth a loop.
 PLACES = 4096
 WORTH_PARTS = 100_000
-
-
-def even_parts(b: int, least: int) -> int:
-    """The fewest parts, `least` if they can be, that a batch of b divides into evenly."""
-    return next(k for k in range(min(least, b), b + 1) if b % k == 0)
 
 
 def _parts(images: jax.Array, m: int, oh: int, ow: int) -> int:
@@ -303,7 +293,7 @@ def _block_pads(n: int, pads: tuple[int, int], stride: int, m: int, out: int) ->
     return pads[0], (out - 1 + m) * stride - n - pads[0], 0
 
 
-@_as_bits
+@as_bits
 def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]) -> jax.Array:
     b, h, w, c = x.shape
     zero = jnp.zeros((), x.dtype)
@@ -313,7 +303,7 @@ def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]
     return x.reshape(b, h, s, w, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, s * s * c)
 
 
-@_as_bits
+@as_bits
 def _depth_to_space(x: jax.Array, s: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, s, s, c // (s * s)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * s, c // (s * s))

@@ -19,6 +19,7 @@ from jax import lax
 from jaxgan.layers import conv_cpu
 from jaxgan.layers.conv import by_hand
 from jaxgan.layers.dense import biased
+from jaxgan.layers.parts import even_parts, map_parts, sum_parts
 
 
 class Way(NamedTuple):
@@ -57,77 +58,83 @@ def _xla_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
     return jax.linear_transpose(lambda w: _xla_correlate(x, w, groups), w)(y)[0]
 
 
-# --- batched: all shifted copies of every group side by side, and one batch of matrix products
+# --- crossed: the kernel's columns on one side of a product, its rows on the other. A product of k shifted copies of x
+# with the weights of k rows has all k² taps, for as much arithmetic as one of k² shifted copies, which are k times as
+# many to write and to read again.
+
+CACHE = 3 * 2**20  # bytes of shifted copies, of a part of the batch
 
 
-def _taps(x: jax.Array, groups: int, k: int) -> jax.Array:
-    """(b, h, w, c) -> (groups, b h w, k² c / groups)."""
+def _by_group(x: jax.Array, groups: int) -> jax.Array:
+    """(b, h, w, c) -> (groups, b, h, w, c / groups)."""
+    return x.reshape(*x.shape[:3], groups, -1).transpose(3, 0, 1, 2, 4)
+
+
+@conv_cpu.as_bits
+def _columns(x: jax.Array, groups: int, k: int) -> jax.Array:
+    """(b, h, w, c) -> (groups, b (h + k - 1) w, k c / groups): its copies shifted by columns, between empty rows."""
+    w = x.shape[2]
+    x = _by_group(jnp.pad(x, ((0, 0), *_pads(k), (0, 0))), groups)
+    return jnp.stack([x[:, :, :, v : v + w] for v in range(k)], 4).reshape(groups, -1, k * x.shape[4])
+
+
+@conv_cpu.as_bits
+def _turned_columns(x: jax.Array, groups: int, k: int) -> jax.Array:
+    """The same, (groups, k c / groups, b (h + k - 1) w): turned before it is copied, which is a third of the work."""
+    w = x.shape[2]
+    x = _by_group(jnp.pad(x, ((0, 0), *_pads(k), (0, 0))), groups)
+    x = lax.optimization_barrier(x.transpose(0, 4, 1, 2, 3))
+    return jnp.stack([x[..., v : v + w] for v in range(k)], 1).reshape(groups, k * x.shape[1], -1)
+
+
+@conv_cpu.as_bits
+def _rows(y: jax.Array, groups: int, k: int) -> jax.Array:
+    """(b, h, w, d) -> (groups, b (h + k - 1) w, k d / groups): its copies shifted by rows."""
+    y = _by_group(y, groups)
+    shifted = [jnp.pad(y, ((0, 0), (0, 0), (u, k - 1 - u), (0, 0), (0, 0))) for u in range(k)]
+    return jnp.stack(shifted, 4).reshape(groups, -1, k * y.shape[4])
+
+
+def _products(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
+    """Of each group, summed in float32 at least over axis i of x and j of y."""
+    sums = jnp.promote_types(x.dtype, jnp.float32)
+    dims = (((i,), (j,)), ((0,), (0,)))
+    return lax.dot_general(x, y, dims, precision=_exact(x.dtype), preferred_element_type=sums)
+
+
+def _parts(x: jax.Array, k: int, d: int) -> int:
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, groups, c // groups).transpose(3, 0, 1, 2, 4)
-    x = jnp.pad(x, ((0, 0), (0, 0), *_pads(k), (0, 0)))
-    shifted = [x[:, :, u : u + h, v : v + w] for u in range(k) for v in range(k)]
-    return jnp.stack(shifted, 4).reshape(groups, b * h * w, -1)
+    return even_parts(b, -(-k * 4 * b * h * w * max(c, d) // CACHE))
 
 
-def _batched_correlate(x: jax.Array, w: jax.Array, groups: int) -> jax.Array:
-    k, _, c, d = w.shape
-    w = w.reshape(k * k * c, groups, d // groups)
-    y = lax.dot_general(_taps(x, groups, k), w, (((2,), (0,)), ((0,), (1,))), _exact(x.dtype))
-    return y.reshape(groups, *x.shape[:3], -1).transpose(1, 2, 3, 0, 4).reshape(*x.shape[:3], d)
+def _crossed_correlate(x: jax.Array, w: jax.Array, groups: int) -> jax.Array:
+    (height, width), k, d = x.shape[1:3], w.shape[0], w.shape[3]
+    kernel = w.reshape(k, k, -1, groups, d // groups).transpose(3, 1, 2, 0, 4).reshape(groups, -1, k * d // groups)
+
+    def part(x):
+        rows = _products(_columns(x, groups, k), kernel, 2, 1)
+        rows = rows.reshape(groups, x.shape[0], height + k - 1, width, k, d // groups)
+        y = functools.reduce(jnp.add, [rows[:, :, u : u + height, :, u] for u in range(k)])
+        return y.transpose(1, 2, 3, 0, 4).reshape(x.shape[0], height, width, d).astype(x.dtype)
+
+    return map_parts(part, lax.optimization_barrier(x), _parts(x, k, d))
 
 
-def _batched_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
-    d = y.shape[3]
-    y = y.reshape(-1, groups, d // groups)
-    w = lax.dot_general(_taps(x, groups, k), y, (((1,), (0,)), ((0,), (1,))), _exact(x.dtype))
-    return w.transpose(1, 0, 2).reshape(k, k, x.shape[3] // groups, d)
+def _crossed_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
+    c, d = x.shape[3] // groups, y.shape[3] // groups
 
+    def part(x, y):
+        if x.dtype == jnp.bfloat16:  # 1.4 times as fast (JAX 0.11.2, a Xeon's AMX); in float32 slower
+            return _products(_turned_columns(x, groups, k), _rows(y, groups, k), 2, 1)
+        return _products(_columns(x, groups, k), _rows(y, groups, k), 1, 1)
 
-# --- loop: one group after the other, each a dense convolution, and the batch in parts that stay in the cache
-
-CACHE = 2**20  # bytes of shifted copies
-
-
-def _dense(size: int) -> conv_cpu.Way:
-    """For an image of so many pixels; see `way`."""
-    return conv_cpu.TAPS if size <= 49 else conv_cpu.DIRECT
-
-
-def _part(x: jax.Array, i: jax.Array, groups: int) -> jax.Array:
-    size = x.shape[-1] // groups
-    return lax.dynamic_slice_in_dim(x, i * size, size, x.ndim - 1)
-
-
-def _loop_correlate(x: jax.Array, w: jax.Array, groups: int) -> jax.Array:
-    shape, d = x.shape[:3], w.shape[3]
-    dense = _dense(shape[1] * shape[2]).correlate
-    x = jnp.pad(x, ((0, 0), *_pads(w.shape[0]), (0, 0)))
-
-    def body(i, y):
-        part = dense(_part(x, i, groups), _part(w, i, groups))
-        return lax.dynamic_update_slice_in_dim(y, part, i * (d // groups), 3)
-
-    return lax.fori_loop(0, groups, body, jnp.zeros((*shape, d), x.dtype))
-
-
-def _loop_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
-    (b, h, w, c), d = x.shape, y.shape[3]
-    parts = conv_cpu.even_parts(b, -(-k * k * 4 * b * h * w * (d // groups) // CACHE))
-    dense = _dense(h * w).contract
-    x = jnp.pad(x, ((0, 0), *_pads(k), (0, 0)))
-
-    def one(i):
-        pairs = (a.reshape(parts, b // parts, *a.shape[1:]) for a in (_part(x, i, groups), _part(y, i, groups)))
-        zero = jnp.zeros((k, k, c // groups, d // groups), x.dtype)
-        return lax.scan(lambda sum, pair: (sum + dense(*pair), None), zero, tuple(pairs))[0]
-
-    total = lax.map(one, jnp.arange(groups))  # (groups, k, k, c / groups, d / groups)
-    return total.transpose(1, 2, 3, 0, 4).reshape(k, k, c // groups, d)
+    total = sum_parts(part, lax.optimization_barrier((x, y)), _parts(x, k, y.shape[3]))
+    w = lax.optimization_barrier(total).astype(x.dtype).reshape(groups, k, c, k, d)
+    return w.transpose(3, 1, 2, 0, 4).reshape(k, k, c, groups * d)
 
 
 XLA = Way(_xla_correlate, _xla_contract)
-BATCHED = Way(_batched_correlate, _batched_contract)
-LOOP = Way(_loop_correlate, _loop_contract)
+CROSSED = Way(_crossed_correlate, _crossed_contract)
 
 
 # --- fewer and larger groups: more products, most of them with zeros, but larger ones
@@ -173,34 +180,35 @@ def using(way: Way) -> Iterator[None]:
 def way() -> Way:
     """The way of the backend, unless `using` says another.
 
-    On a CPU: measured inside a scan with JAX 0.10.2 on two AMD EPYC cores with AVX-512, busy with other work as well,
-    so in GFLOP of a grouped convolution for each second of processor time (correlate, contract):
+    On a CPU: measured inside a scan, two cores of a Xeon with AMX, in GFLOP/s as a grouped convolution has them
+    (correlate, contract), JAX 0.10.2, 0.11.2:
 
-        b   out    c     groups   XLA's own   batched   loop
-        32  4x4    768   48        17   .     13  11    35  25
-        16  8x8    768   48        17   .      8   7    34  21
-        8   16x16  768   48         8   .      7   7    29  24
-        4   32x32  768   48         9   .      7   7    27  20
-        8   8x8    1536  96        15   .      7   7    29  20
-        32  7x7    128   8         16   2     21  12    36  23
-        32  14x14  128   8         18   .      6   6    27  27
-        32  28x28  64    4          8   .      7   7    34  27
+        b   out    c     groups   XLA's own    crossed, float32   bfloat16
+        32  4x4    768   48       22 2, 40 1   40 32, 57 31       38 32, 47 56
+        16  8x8    768   48       20 1, 46 1   46 31, 64 38       38 35, 70 73
+        8   16x16  768   48       12 0, 48 0   48 36, 65 41       37 27, 65 73
+        4   32x32  768   48       12 0, 46 0   48 37, 46 43       31 22, 82 75
+        8   8x8    1536  96       19 0, 46 0   38 33, 64 37       36 33, 62 64
+        64  4x4    128   8        27 2, 40 3   37 44, 48 30       48 24, 53 56
+        64  8x8    128   8        18 0, 43 0   57 47, 62 57       48 36, 81 72
+        64  16x16  128   8        13 0, 44 0   59 47, 70 64       40 29, 84 79
+        64  32x32  128   8        11 0, 38 0   52 43, 59 56       37 28, 78 79
 
-    The loop's dense convolution of one group, by taps and direct: 4x4x768 23 21 and 21 15, 7x7x128 55 36 and 50 32,
-    8x8x768 29 20 and 33 22, 14x14x128 22 24 and 34 20. Groups merged by twos or fours came out slower on the whole.
+    One group after the other, as a dense convolution, ran at 32 to 87 and 19 to 35 in float32, and a step of R3GAN
+    (width 64, batch 32) took 1.4 times as long with it (0.11.2; 1.2 with 0.10.2).
 
     Elsewhere XLA's own, which on a GPU are cuDNN's grouped kernels, without a byte of memory beside (as compiled for an
-    H100 by JAX 0.11; the shifted copies take 14 GB at 512x32x32x1536, and nine times the traffic). As TPU compilers
-    count it, in ms and MiB for 64x32x32x1536 in 96 groups, bfloat16 (correlate, contract):
+    H100 by JAX 0.11; k² shifted copies take 14 GB at 512x32x32x1536). As TPU compilers count it, in ms and MiB for
+    64x32x32x1536 in 96 groups, bfloat16 (correlate, contract):
 
-        chip   XLA's own          in 12 groups       batched
-        v4     4.1 4.1, 771 768   4.6 3.8, 448 512   45 45, 6144 6144
-        v5e    2.7 2.7, 768 768   3.1 2.6, 448 512   30 30, 6144 6144
+        chip   XLA's own          in 12 groups       crossed
+        v4     4.1 4.1, 771 768   4.6 3.8, 448 512   32 30, 3469 2532
+        v5e    2.7 2.7, 768 768   3.1 2.6, 448 512   21 20, 3469 2532
     """
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
-    return LOOP if by_hand() else XLA
+    return CROSSED if by_hand() else XLA
 
 
 # --- the layer

@@ -15,12 +15,14 @@ the right where n does not divide oh or ow; products (a², b T S, ·).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxgan.layers.parts import map_parts, sum_parts
 
 # Transformed images of more bytes than this are worked off in parts of the batch, or they would leave the cache of
 # a CPU and be written to memory and read again. A weight gradient adds its parts up in place (32x32x64 -> 16x16x128,
@@ -61,7 +63,7 @@ def correlate(z: jax.Array, w: jax.Array) -> jax.Array:
     n = side(m, (oh, ow))
     kernel, z = _kernel(w, n), _whole(z, n, (oh, ow))
     parts = _parts(z, n, m, w.shape[3], CACHE)
-    return in_parts(lambda z: _output(_matmul(_data(z, n, m), kernel, 2, 1), z.shape, n, m), z, parts)[:, :oh, :ow]
+    return map_parts(lambda z: _output(_matmul(_data(z, n, m), kernel, 2, 1), z.shape, n, m), z, parts)[:, :oh, :ow]
 
 
 def spread(y: jax.Array, w: jax.Array) -> jax.Array:
@@ -70,7 +72,7 @@ def spread(y: jax.Array, w: jax.Array) -> jax.Array:
     n = side(m, (oh, ow))
     kernel, y = _kernel(w, n), _whole(y, n, (oh, ow))
     parts = _parts(y, n, m, w.shape[2], CACHE)
-    z = in_parts(lambda y: _data_t(_matmul(_output_t(y, n, m), kernel, 2, 2), y.shape, n, m), y, parts)
+    z = map_parts(lambda y: _data_t(_matmul(_output_t(y, n, m), kernel, 2, 2), y.shape, n, m), y, parts)
     return z[:, : oh + m - 1, : ow + m - 1]
 
 
@@ -86,12 +88,7 @@ def contract(z: jax.Array, y: jax.Array) -> jax.Array:
         wider = data.shape[2] >= out.shape[2]
         return _matmul(out, data, 1, 1).transpose(0, 2, 1) if wider else _matmul(data, out, 1, 1)
 
-    parts = _parts(z, n, m, y.shape[3], CACHE_CONTRACT)
-    if parts == 1:
-        return _kernel_t(part(z, y), n, m)
-    zero = jnp.zeros(((n + m - 1) ** 2, z.shape[3], y.shape[3]), z.dtype)
-    total, _ = lax.scan(lambda sum, zy: (sum + part(*zy), None), zero, (split(z, parts), split(y, parts)))
-    return _kernel_t(total, n, m)
+    return _kernel_t(sum_parts(part, (z, y), _parts(z, n, m, y.shape[3], CACHE_CONTRACT)), n, m)
 
 
 def _matmul(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
@@ -109,17 +106,6 @@ def _parts(images: jax.Array, n: int, m: int, other: int, cache: int) -> int:
     size = (n + m - 1) ** 2 * 4  # bytes of a tile's products, for each channel
     needed = -(-size * b * (h // n) * (w // n) * max(c, other) // max(cache, size * c * other))
     return next((k for k in range(needed, 4 * needed) if b % k == 0), 1)
-
-
-def split(x: jax.Array, parts: int) -> jax.Array:
-    return x.reshape(parts, -1, *x.shape[1:])
-
-
-def in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, parts: int) -> jax.Array:
-    if parts == 1:
-        return function(x)
-    y = lax.map(function, split(x, parts))
-    return y.reshape(-1, *y.shape[2:])
 
 
 def _apply(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:

@@ -1,0 +1,35 @@
+"""A batch in parts, one after the other: so that all between the steps of a computation stays in a CPU's cache."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def even_parts(b: int, least: int) -> int:
+    """The fewest parts, `least` if they can be, that a batch of b divides into evenly."""
+    return next(k for k in range(min(least, b), b + 1) if b % k == 0)
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    return x.reshape(parts, -1, *x.shape[1:])
+
+
+def map_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, parts: int) -> jax.Array:
+    """Of (b, ...), image by image: (b, ...)."""
+    if parts == 1:
+        return function(x)
+    # Behind a barrier: XLA would compute what ends a part where it is put among the others, and there by one thread.
+    y = lax.map(lambda x: lax.optimization_barrier(function(x)), _split(x, parts))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def sum_parts(function: Callable[..., jax.Array], images: Sequence[jax.Array], parts: int) -> jax.Array:
+    """Of several (b, ...), a sum over b."""
+    if parts == 1:
+        return function(*images)
+    split = [_split(x, parts) for x in images]
+    result = jax.eval_shape(function, *(x[0] for x in split))
+    zero = jnp.zeros(result.shape, result.dtype)
+    return lax.scan(lambda sum, part: (sum + function(*part), None), zero, split)[0]

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgan.layers import conv_cpu
+from jaxgan.layers import conv_cpu, crossed
 from jaxgan.layers.conv import by_hand
+from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts
 from jaxgan.layers.dense import biased
-from jaxgan.layers.parts import even_parts, map_parts, sum_parts
 
 
 class Way(NamedTuple):
@@ -32,6 +32,9 @@ class Way(NamedTuple):
 def _exact(dtype: Any) -> lax.Precision | None:
     """No TF32 in float32, whatever the surrounding precision is when a derivative comes to be traced."""
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+NO_PADS: conv_cpu.Pads = ((0, 0), (0, 0))
 
 
 def _pads(k: int) -> conv_cpu.Pads:
@@ -58,41 +61,22 @@ def _xla_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
     return jax.linear_transpose(lambda w: _xla_correlate(x, w, groups), w)(y)[0]
 
 
-# --- crossed: the kernel's columns on one side of a product, its rows on the other. A product of k shifted copies of x
-# with the weights of k rows has all k² taps, for as much arithmetic as one of k² shifted copies, which are k times as
-# many to write and to read again.
+# --- crossed: the kernel's columns on one side of a batch of matrix products, its rows on the other
 
 CACHE = 3 * 2**20  # bytes of shifted copies, of a part of the batch
 
 
-def _by_group(x: jax.Array, groups: int) -> jax.Array:
+@as_bits
+def _by_group(x: jax.Array, groups: int, pads: conv_cpu.Pads) -> jax.Array:
     """(b, h, w, c) -> (groups, b, h, w, c / groups)."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return x.reshape(*x.shape[:3], groups, -1).transpose(3, 0, 1, 2, 4)
 
 
-@conv_cpu.as_bits
-def _columns(x: jax.Array, groups: int, k: int) -> jax.Array:
-    """(b, h, w, c) -> (groups, b (h + k - 1) w, k c / groups): its copies shifted by columns, between empty rows."""
-    w = x.shape[2]
-    x = _by_group(jnp.pad(x, ((0, 0), *_pads(k), (0, 0))), groups)
-    return jnp.stack([x[:, :, :, v : v + w] for v in range(k)], 4).reshape(groups, -1, k * x.shape[4])
-
-
-@conv_cpu.as_bits
-def _turned_columns(x: jax.Array, groups: int, k: int) -> jax.Array:
-    """The same, (groups, k c / groups, b (h + k - 1) w): turned before it is copied, which is a third of the work."""
-    w = x.shape[2]
-    x = _by_group(jnp.pad(x, ((0, 0), *_pads(k), (0, 0))), groups)
-    x = lax.optimization_barrier(x.transpose(0, 4, 1, 2, 3))
-    return jnp.stack([x[..., v : v + w] for v in range(k)], 1).reshape(groups, k * x.shape[1], -1)
-
-
-@conv_cpu.as_bits
-def _rows(y: jax.Array, groups: int, k: int) -> jax.Array:
-    """(b, h, w, d) -> (groups, b (h + k - 1) w, k d / groups): its copies shifted by rows."""
-    y = _by_group(y, groups)
-    shifted = [jnp.pad(y, ((0, 0), (0, 0), (u, k - 1 - u), (0, 0), (0, 0))) for u in range(k)]
-    return jnp.stack(shifted, 4).reshape(groups, -1, k * y.shape[4])
+@as_bits
+def _channels_first(x: jax.Array) -> jax.Array:
+    """(groups, b, h, w, c) -> (groups, c, b, h, w)."""
+    return x.transpose(0, 4, 1, 2, 3)
 
 
 def _products(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
@@ -108,14 +92,14 @@ def _parts(x: jax.Array, k: int, d: int) -> int:
 
 
 def _crossed_correlate(x: jax.Array, w: jax.Array, groups: int) -> jax.Array:
-    (height, width), k, d = x.shape[1:3], w.shape[0], w.shape[3]
+    k, d = w.shape[0], w.shape[3]
     kernel = w.reshape(k, k, -1, groups, d // groups).transpose(3, 1, 2, 0, 4).reshape(groups, -1, k * d // groups)
 
     def part(x):
-        rows = _products(_columns(x, groups, k), kernel, 2, 1)
-        rows = rows.reshape(groups, x.shape[0], height + k - 1, width, k, d // groups)
-        y = functools.reduce(jnp.add, [rows[:, :, u : u + height, :, u] for u in range(k)])
-        return y.transpose(1, 2, 3, 0, 4).reshape(x.shape[0], height, width, d).astype(x.dtype)
+        copies = crossed.columns(_by_group(x, groups, _pads(k)), k)
+        products = _products(copies.reshape(groups, -1, kernel.shape[1]), kernel, 2, 1)
+        y = crossed.sum_of_rows(products.reshape(*copies.shape[:4], k, -1))
+        return y.transpose(1, 2, 3, 0, 4).reshape(*x.shape[:3], d).astype(x.dtype)
 
     return map_parts(part, lax.optimization_barrier(x), _parts(x, k, d))
 
@@ -124,9 +108,14 @@ def _crossed_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Ar
     c, d = x.shape[3] // groups, y.shape[3] // groups
 
     def part(x, y):
-        if x.dtype == jnp.bfloat16:  # 1.4 times as fast (JAX 0.11.2, a Xeon's AMX); in float32 slower
-            return _products(_turned_columns(x, groups, k), _rows(y, groups, k), 2, 1)
-        return _products(_columns(x, groups, k), _rows(y, groups, k), 1, 1)
+        x, y = _by_group(x, groups, _pads(k)), _by_group(y, groups, NO_PADS)
+        by_rows = crossed.rows(y, k).reshape(groups, -1, k * d)
+        if x.dtype != jnp.bfloat16:
+            return _products(crossed.columns(x, k).reshape(groups, -1, k * c), by_rows, 1, 1)
+        # Turned before it is copied: 1.4 times as fast (JAX 0.11.2, a Xeon's AMX), in float32 slower.
+        x = lax.optimization_barrier(_channels_first(x))
+        by_columns = jnp.stack([x[..., v : v + y.shape[3]] for v in range(k)], 1)
+        return _products(by_columns.reshape(groups, k * c, -1), by_rows, 2, 1)
 
     total = sum_parts(part, lax.optimization_barrier((x, y)), _parts(x, k, y.shape[3]))
     w = lax.optimization_barrier(total).astype(x.dtype).reshape(groups, k, c, k, d)

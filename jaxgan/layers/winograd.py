@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgan.layers.parts import map_parts, sum_parts
+from jaxgan.layers.cpu import map_parts, sum_parts
 
 # Transformed images of more bytes than this are worked off in parts of the batch, or they would leave the cache of
 # a CPU and be written to memory and read again. A weight gradient adds its parts up in place (32x32x64 -> 16x16x128,

@@ -295,13 +295,18 @@ def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]
     config = [(0, 0, 0), _block_pads(h, pads[0], s, m, out[0]), _block_pads(w, pads[1], s, m, out[1]), (0, 0, 0)]
     x = lax.pad(x, zero, config)
     h, w = x.shape[1] // s, x.shape[2] // s
-    return x.reshape(b, h, s, w, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, s * s * c)
+    x = x.reshape(b, h, s, w, s * c)
+    if x.dtype.itemsize < 4:  # .88 to .99 of the time of a DCGAN's step; in float32 up to 1.04
+        return jnp.concatenate([x[:, :, i] for i in range(s)], 3)
+    return x.transpose(0, 1, 3, 2, 4).reshape(b, h, w, s * s * c)
 
 
 @as_bits
 def _depth_to_space(x: jax.Array, s: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, s, s, c // (s * s)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * s, w * s, c // (s * s))
+    x = x.reshape(b, h, w, s, c // s)
+    rows = jnp.stack([x[:, :, :, i] for i in range(s)], 2) if x.dtype.itemsize < 4 else x.transpose(0, 1, 3, 2, 4)
+    x = rows.reshape(b, h * s, w * s, c // (s * s))
     zero = jnp.zeros((), x.dtype)
     crop = [(-lo, n + lo - full, 0) for n, full, (lo, _) in zip(size, (h * s, w * s), pads, strict=True)]
     return lax.pad(x, zero, [(0, 0, 0), *crop, (0, 0, 0)])

@@ -7,7 +7,7 @@
 
 A step is all of it: both players, penalties, Adam, moving average, the draw of images and latents. Programs of one case
 take turns, so that a machine whose speed drifts slows all of them; medians are printed, and medians of the ratios turn
-by turn. A peer runs in a process of its own, in each of its modes, and its best counts.
+by turn. A peer runs in a process of its own, in each of its modes; its best of the same dtype counts.
 
 FLOP are those of XLA's plain convolutions as XLA counts them, whatever algorithm runs (on a CPU jaxgan's need fewer, so
 that the share of the peak, a large matrix product on the same device, can pass 100%).
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -244,6 +244,11 @@ def peak(dtype: str) -> float:
     return 2 * n**3 / min(seconds) / 1e9
 
 
+def best(peers: Sequence[Program], dtype: str) -> Program | None:
+    """The fastest that computes in `dtype`: that a peer is faster in bfloat16 says nothing of float32."""
+    return min((peer for peer in peers if peer.dtype == dtype), key=lambda peer: peer.median, default=None)
+
+
 def ratio(peer: Program, own: Program) -> float:
     """How many times as long the peer takes: the median of the ratios, turn by turn."""
     return statistics.median(a / b for a, b in zip(peer.seconds, own.seconds, strict=True))
@@ -298,11 +303,11 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
             f" {work if program in own else ' ' * len(work)} {program.compile_seconds:5.1f} s to compile"
         )
     ratios = {}
-    if peers:
-        best = min(peers, key=lambda p: p.median)
-        for program in own:
-            ratios[f"{program.name} {program.dtype}"] = ratio(best, program)
-            print(f"  {best.name} takes {ratio(best, program):.2f} times as long as {program.name} {program.dtype}")
+    for program in own:
+        rival = best(peers, program.dtype)
+        if rival:
+            ratios[f"{program.name} {program.dtype}"] = ratio(rival, program)
+            print(f"  {rival.name} takes {ratio(rival, program):.2f} times as long as {program.name} {program.dtype}")
     reference = own[0]
     for program in own[1:]:
         share = ratio(program, reference)

@@ -52,6 +52,16 @@ def test_a_peer_of_flax(tmp_path, capsys):
     assert set(case["ratios"]) == {"resident x2 float32"}
 
 
+def test_a_peer_counts_for_its_own_dtype():
+    def peer(name, dtype, *seconds):
+        return benchmark.Program(name, lambda: 0.0, 0.0, dtype=dtype, seconds=list(seconds))
+
+    peers = [peer("eager", "float32", 3, 9, 4), peer("compile", "float32", 5, 1, 5), peer("half", "bfloat16", 1, 1, 1)]
+    assert benchmark.best(peers, "float32") is peers[0] and benchmark.best(peers, "bfloat16") is peers[2]
+    assert benchmark.best(peers[2:], "float32") is None
+    assert benchmark.ratio(peers[0], peers[1]) == 0.8
+
+
 def test_count_is_that_of_the_layers():
     """Products of the dense pair by hand: twice the weights for each image and each pass that it takes."""
     case = benchmark.CASES["mlp28"]

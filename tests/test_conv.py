@@ -15,6 +15,7 @@ from jax import lax
 from jaxgan.layers import Conv, ConvTranspose, conv_cpu, same_padding, winograd
 from jaxgan.layers.conv import CPU, GPU, XLA, backend, conv, conv_transpose, plain
 from jaxgan.layers.conv import maps as layers_maps
+from jaxgan.layers.cpu import even_parts
 
 # Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -330,15 +331,27 @@ def test_same_padding(h, w, kernel, stride):
     assert same_padding((h, w), kernel, stride) == tuple(wanted)
 
 
-def test_half_precision_stays():
-    x, w, y = (a.astype(jnp.bfloat16) for a in operands(*SAME_4_2))
-    pads = SAME_4_2[-1]
+@pytest.mark.parametrize("shape", [SAME_4_2, LEFTOVER, GAPS, WIDE], ids=str)
+def test_half_precision_stays(shape):
+    """The sums of bfloat16 operands, strided ones too, rounded once or, in a few ways, once a tap."""
+    *_, stride, pads = shape
+    x, w, y = (a.astype(jnp.bfloat16) for a in operands(*shape))
 
     def everything(x, w, y):
-        z, pull = jax.vjp(lambda x, w: conv(x, w, 2, pads), x, w)
-        return z, pull(y), conv_transpose(y, w, 2, pads, (6, 7))
+        z, pull = jax.vjp(lambda x, w: conv(x, w, stride, pads), x, w)
+        return z, *pull(y), conv_transpose(y, w, stride, pads, x.shape[1:3])
 
-    assert {a.dtype for a in jax.tree.leaves(jax.eval_shape(everything, x, w, y))} == {jnp.dtype("bfloat16")}
+    with plain():
+        expected = jax.jit(everything)(*(jnp.float32(a) for a in (x, w, y)))
+    for got, wanted in zip(jax.jit(everything)(x, w, y), expected, strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(got), wanted, rtol=2**-7, atol=2**-7 * float(jnp.std(wanted)))
+
+
+def test_parts_of_a_batch():
+    assert [even_parts(*case) for case in ((6, 4), (8, 3), (4, 9), (4, 0), (61, 4), (62, 20))] == [6, 4, 4, 1, 1, 31]
+    images = jax.ShapeDtypeStruct((64, 16, 16, 1), jnp.bfloat16)  # 16,384 places
+    assert [conv_cpu._parts(images, (16, 16), channels) for channels in (64, 256, 512, 2**21)] == [4, 4, 8, 64]
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 2, "SAME"), (3, 1, "SAME"), (5, 2, "VALID")])

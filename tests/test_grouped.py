@@ -88,9 +88,9 @@ def test_every_way_is_the_definition_in_both_orders(shape, monkeypatch):
             np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), err_msg=name)
 
 
-def test_crossed_in_bfloat16_is_the_definition_up_to_its_rounding(monkeypatch):
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_crossed_in_bfloat16_is_the_definition_up_to_its_rounding(shape, monkeypatch):
     """In parts and in one, inside a scan: XLA's own choice of a product's layout is another there."""
-    shape = SHAPES[0]
     x, w, y = (np.float32(jnp.bfloat16(a)) for a in arrays(*shape))
     expected = reference(x, w, y, shape[5])
 

@@ -19,7 +19,7 @@ from jaxgan.layers import conv_cpu
 from jaxgan.layers.dense import biased
 from jaxgan.layers.spectral import SpectralNorm
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = conv_cpu.Pads
 
 
 def same_padding(size: Sequence[int], kernel: int, stride: int) -> Pads:

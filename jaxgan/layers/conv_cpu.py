@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgan.layers import crossed, winograd
-from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts
+from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts, sums
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -36,15 +36,8 @@ class Way(NamedTuple):
 # --- taps: all shifted copies side by side, and one matrix product
 
 
-def _sums(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
-    """The product of matrices over axis i of x and j of y, in float32 at least: also where they are bfloat16, which is
-    not only more exact: XLA's product takes five times as long without (220 against 1,180 GFLOP/s, a Xeon's AMX)."""
-    sums = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, y, (((i,), (j,)), ((), ())), preferred_element_type=sums)
-
-
 def _product(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
-    return _sums(x, y, i, j).astype(x.dtype)
+    return sums(x, y, i, j).astype(x.dtype)
 
 
 @as_bits
@@ -63,7 +56,7 @@ def _taps_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
 
 def _taps_spread(y: jax.Array, w: jax.Array) -> jax.Array:
     m, _, c, d = w.shape
-    parts = _sums(y.reshape(-1, d), w.reshape(m * m * c, d), 1, 1).reshape(*y.shape[:3], m, m, c)
+    parts = sums(y.reshape(-1, d), w.reshape(m * m * c, d), 1, 1).reshape(*y.shape[:3], m, m, c)
     pads = [((0, 0), (u, m - 1 - u), (v, m - 1 - v), (0, 0)) for u in range(m) for v in range(m)]
     shifted = [jnp.pad(parts[:, :, :, i // m, i % m], pad) for i, pad in enumerate(pads)]
     return functools.reduce(jnp.add, shifted).astype(y.dtype)
@@ -124,8 +117,9 @@ def _direct_contract(z: jax.Array, y: jax.Array) -> jax.Array:
     return w.reshape(c, m, m, d).transpose(1, 2, 0, 3)
 
 
-# --- bfloat16: taps of a part of the images at a time. Its products are so fast (AMX) that all else is memory; 3x3 taps
-# are crossed where that is better: in JAX 0.11.2 for all images of 16x16 and more, by a third to two thirds.
+# --- bfloat16: taps of a part of the images at a time. Its products are so fast (AMX) that all else is memory. 3x3 taps
+# are crossed where the rows that this adds do not count: a step of the residual nets takes .88 to .92 of its time so
+# with JAX 0.11.2, .91 to .96 with 0.10.2.
 
 
 @as_bits
@@ -144,10 +138,10 @@ def _parts_correlate(z: jax.Array, w: jax.Array) -> jax.Array:
     oh, ow = z.shape[1] - m + 1, z.shape[2] - m + 1
 
     def part(z):
-        if m == 3 and oh >= 16:  # enough rows that those between the images do not count
+        if m == 3 and oh >= 16:
             return crossed.correlate(z, w)
-        sums = [_sums(x, u, 1, 0) for x, u in zip(_each_tap(z, m), w.reshape(m * m, c, d), strict=True)]
-        return functools.reduce(jnp.add, sums).astype(z.dtype).reshape(-1, oh, ow, d)
+        taps = [sums(x, u, 1, 0) for x, u in zip(_each_tap(z, m), w.reshape(m * m, c, d), strict=True)]
+        return functools.reduce(jnp.add, taps).astype(z.dtype).reshape(-1, oh, ow, d)
 
     return map_parts(part, lax.optimization_barrier(z), _parts(z, (oh, ow), max(c, d)))
 
@@ -170,17 +164,17 @@ def _parts_contract(z: jax.Array, y: jax.Array) -> jax.Array:
 
     def part(z, y):
         turned = lax.optimization_barrier(y.reshape(y.shape[0], -1, d).transpose(2, 0, 1)).reshape(d, -1)
-        return jnp.stack([_sums(turned, x, 1, 0) for x in _each_tap(z, m)])  # (m², d, c)
+        return jnp.stack([sums(turned, x, 1, 0) for x in _each_tap(z, m)])  # (m², d, c)
 
     z, y = lax.optimization_barrier((z, y))  # or XLA computes them again for each product
     total = sum_parts(part, (z, y), _parts(y, (oh, ow), max(c, d)))
     return lax.optimization_barrier(total).transpose(0, 2, 1).astype(z.dtype).reshape(m, m, c, d)
 
 
-# A part of the batch has so many places in its image, and in that of more channels so many numbers, at most: they stay
-# in the cache. A 3x3 convolution of 64 images of 32x32 pixels and 256 channels takes half the time so, or a third; 2x2
-# taps of 16x16 blocks and 512 channels 314 to 674 and 252 to 446 GFLOP/s (correlate, contract; JAX 0.11.2). Fewer
-# places times taps are not worth a loop where they are spread.
+# So that a part of the batch stays in the cache, it has so many places of the output, and no more numbers in its wider
+# image; but at least one example. A 3x3 convolution of 64 images of 32x32 pixels and 256 channels takes half the time
+# so, or a third; 2x2 taps of 512 channels at 16x16 places went from 314 to 674 and from 252 to 446 GFLOP/s (correlate,
+# contract; JAX 0.11.2). Where taps of y are spread, fewer places times taps than WORTH_PARTS are not worth a loop.
 PLACES = 4096
 NUMBERS = 2**20
 WORTH_PARTS = 100_000
@@ -296,7 +290,7 @@ def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]
     x = lax.pad(x, zero, config)
     h, w = x.shape[1] // s, x.shape[2] // s
     x = x.reshape(b, h, s, w, s * c)
-    if x.dtype.itemsize < 4:  # .88 to .99 of the time of a DCGAN's step; in float32 up to 1.04
+    if x.dtype.itemsize < 4:  # bfloat16, as bits: .88 to .99 of the time of a DCGAN's step; in float32 up to 1.04
         return jnp.concatenate([x[:, :, i] for i in range(s)], 3)
     return x.transpose(0, 1, 3, 2, 4).reshape(b, h, w, s * s * c)
 
@@ -304,7 +298,7 @@ def _space_to_depth(x: jax.Array, s: int, pads: Pads, m: int, out: Sequence[int]
 @as_bits
 def _depth_to_space(x: jax.Array, s: int, pads: Pads, size: tuple[int, int]) -> jax.Array:
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, s, c // s)
+    x = x.reshape(b, h, w, s, c // s)  # as above
     rows = jnp.stack([x[:, :, :, i] for i in range(s)], 2) if x.dtype.itemsize < 4 else x.transpose(0, 1, 3, 2, 4)
     x = rows.reshape(b, h * s, w * s, c // (s * s))
     zero = jnp.zeros((), x.dtype)

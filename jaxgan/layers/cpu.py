@@ -10,8 +10,10 @@ from jax import lax
 
 
 def even_parts(b: int, least: int) -> int:
-    """The fewest parts, `least` if they can be, that a batch of b divides into evenly."""
-    return next(k for k in range(min(least, b), b + 1) if b % k == 0)
+    """The fewest parts that a batch of b divides into evenly: `least`, or b where that is fewer. One, where it would
+    take four times as many."""
+    least = max(1, min(least, b))
+    return next((k for k in range(least, 4 * least) if b % k == 0), 1)
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
@@ -19,7 +21,7 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
 
 
 def map_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, parts: int) -> jax.Array:
-    """Of (b, ...), image by image: (b, ...)."""
+    """Of (b, ...), which `function` maps image by image: (b, ...)."""
     if parts == 1:
         return function(x)
     # Behind a barrier: XLA would compute what ends a part where it is put among the others, and there by one thread.
@@ -32,7 +34,7 @@ def sum_parts(function: Callable[..., jax.Array], images: Sequence[jax.Array], p
     if parts == 1:
         return function(*images)
     split = [_split(x, parts) for x in images]
-    result = jax.eval_shape(function, *(x[0] for x in split))
+    result = jax.eval_shape(function, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in split))
     zero = jnp.zeros(result.shape, result.dtype)
     return lax.scan(lambda sum, part: (sum + function(*part), None), zero, split)[0]
 
@@ -47,3 +49,14 @@ def as_bits(move: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return lax.bitcast_convert_type(move(lax.bitcast_convert_type(x, jnp.uint16), *args), jnp.bfloat16)
 
     return moved
+
+
+def sums(x: jax.Array, y: jax.Array, i: int, j: int, batch: int = 0, precision: Any = None) -> jax.Array:
+    """The product over axis i of x and j of y, of which the first `batch` axes are the same; in float32 at least.
+
+    So also where they are bfloat16, which is not only more exact: XLA's product takes five times as long without (220
+    against 1,180 GFLOP/s, a Xeon's AMX).
+    """
+    same = tuple(range(batch))
+    kind = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, y, (((i,), (j,)), (same, same)), precision, preferred_element_type=kind)

@@ -1,8 +1,8 @@
 """Convolutions with the kernel's columns on one side of a matrix product, and its rows on the other.
 
 The product of m shifted copies of an image with the weights of m rows has all m² taps, for as much arithmetic as that
-of m² shifted copies, which are m times as many to write and to read again; m images are left to be added up. The empty
-rows between images are multiplied as well.
+of m² shifted copies, which are m times as many to write and to read again; m images are left to be added up. It takes
+in m - 1 rows more than the smaller image has.
 
 Shapes: z (..., h, w, c), y (..., oh, ow, d) with oh = h - m + 1, w (m, m, c, d).
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgan.layers.cpu import as_bits
+from jaxgan.layers.cpu import as_bits, sums
 
 
 @as_bits
@@ -45,19 +45,17 @@ def sum_of_columns(products: jax.Array) -> jax.Array:
     return functools.reduce(jnp.add, shifted)
 
 
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x (..., m, c), kernel (m, c, m, d) -> (..., m, d), in float32 at least."""
     m, d = kernel.shape[2:]
-    sums = jnp.promote_types(x.dtype, jnp.float32)
-    x, shape = x.reshape(-1, m * x.shape[-1]), x.shape[:-2]
-    return jnp.dot(x, kernel.reshape(-1, m * d), preferred_element_type=sums).reshape(*shape, m, d)
+    return sums(x.reshape(-1, m * x.shape[-1]), kernel.reshape(-1, m * d), 1, 0).reshape(*x.shape[:-2], m, d)
 
 
 def correlate(z: jax.Array, w: jax.Array) -> jax.Array:
     """z, w -> y: the sum over u, v of z[:, i + u, j + v] w[u, v]."""
-    return sum_of_rows(_product(columns(z, w.shape[0]), w.transpose(1, 2, 0, 3))).astype(z.dtype)
+    return sum_of_rows(_sums(columns(z, w.shape[0]), w.transpose(1, 2, 0, 3))).astype(z.dtype)
 
 
 def spread(y: jax.Array, w: jax.Array) -> jax.Array:
     """y, w -> z: the transpose of `correlate` as a map of z."""
-    return sum_of_columns(_product(rows(y, w.shape[0]), w.transpose(0, 3, 1, 2))).astype(y.dtype)
+    return sum_of_columns(_sums(rows(y, w.shape[0]), w.transpose(0, 3, 1, 2))).astype(y.dtype)

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgan.layers import conv_cpu, crossed
-from jaxgan.layers.conv import by_hand
-from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts
+from jaxgan.layers import crossed
+from jaxgan.layers.conv import Pads, by_hand
+from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts, sums
 from jaxgan.layers.dense import biased
 
 
@@ -34,10 +34,7 @@ def _exact(dtype: Any) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-NO_PADS: conv_cpu.Pads = ((0, 0), (0, 0))
-
-
-def _pads(k: int) -> conv_cpu.Pads:
+def _pads(k: int) -> Pads:
     return ((k // 2, k // 2), (k // 2, k // 2))
 
 
@@ -63,27 +60,26 @@ def _xla_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Array:
 
 # --- crossed: the kernel's columns on one side of a batch of matrix products, its rows on the other
 
-CACHE = 3 * 2**20  # bytes of shifted copies, of a part of the batch
+CACHE = 3 * 2**20  # bytes of a part's k shifted copies in float32, of the wider image
 
 
 @as_bits
-def _by_group(x: jax.Array, groups: int, pads: conv_cpu.Pads) -> jax.Array:
-    """(b, h, w, c) -> (groups, b, h, w, c / groups)."""
+def _by_group(x: jax.Array, groups: int, pads: Pads = ((0, 0), (0, 0))) -> jax.Array:
+    """(b, h, w, c), padded -> (groups, b, h, w, c / groups)."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return x.reshape(*x.shape[:3], groups, -1).transpose(3, 0, 1, 2, 4)
 
 
 @as_bits
-def _channels_first(x: jax.Array) -> jax.Array:
-    """(groups, b, h, w, c) -> (groups, c, b, h, w)."""
-    return x.transpose(0, 4, 1, 2, 3)
+def _turned_columns(x: jax.Array, k: int) -> jax.Array:
+    """(groups, b, h, w, c) -> (groups, k, c, b, h, w - k + 1): `crossed.columns`, turned before they are copied."""
+    ow = x.shape[3] - k + 1
+    x = lax.optimization_barrier(x.transpose(0, 4, 1, 2, 3))
+    return jnp.stack([x[..., v : v + ow] for v in range(k)], 1)
 
 
 def _products(x: jax.Array, y: jax.Array, i: int, j: int) -> jax.Array:
-    """Of each group, summed in float32 at least over axis i of x and j of y."""
-    sums = jnp.promote_types(x.dtype, jnp.float32)
-    dims = (((i,), (j,)), ((0,), (0,)))
-    return lax.dot_general(x, y, dims, precision=_exact(x.dtype), preferred_element_type=sums)
+    return sums(x, y, i, j, batch=1, precision=_exact(x.dtype))
 
 
 def _parts(x: jax.Array, k: int, d: int) -> int:
@@ -108,14 +104,11 @@ def _crossed_contract(x: jax.Array, y: jax.Array, groups: int, k: int) -> jax.Ar
     c, d = x.shape[3] // groups, y.shape[3] // groups
 
     def part(x, y):
-        x, y = _by_group(x, groups, _pads(k)), _by_group(y, groups, NO_PADS)
-        by_rows = crossed.rows(y, k).reshape(groups, -1, k * d)
-        if x.dtype != jnp.bfloat16:
-            return _products(crossed.columns(x, k).reshape(groups, -1, k * c), by_rows, 1, 1)
-        # Turned before it is copied: 1.4 times as fast (JAX 0.11.2, a Xeon's AMX), in float32 slower.
-        x = lax.optimization_barrier(_channels_first(x))
-        by_columns = jnp.stack([x[..., v : v + y.shape[3]] for v in range(k)], 1)
-        return _products(by_columns.reshape(groups, k * c, -1), by_rows, 2, 1)
+        x = _by_group(x, groups, _pads(k))
+        rows = crossed.rows(_by_group(y, groups), k).reshape(groups, -1, k * d)
+        if x.dtype == jnp.bfloat16:  # 1.4 times as fast (JAX 0.11.2, a Xeon's AMX), in float32 slower
+            return _products(_turned_columns(x, k).reshape(groups, k * c, -1), rows, 2, 1)
+        return _products(crossed.columns(x, k).reshape(groups, -1, k * c), rows, 1, 1)
 
     total = sum_parts(part, lax.optimization_barrier((x, y)), _parts(x, k, y.shape[3]))
     w = lax.optimization_barrier(total).astype(x.dtype).reshape(groups, k, c, k, d)
@@ -169,8 +162,8 @@ def using(way: Way) -> Iterator[None]:
 def way() -> Way:
     """The way of the backend, unless `using` says another.
 
-    On a CPU: measured inside a scan, two cores of a Xeon with AMX, in GFLOP/s as a grouped convolution has them
-    (correlate, contract), JAX 0.10.2, 0.11.2:
+    On a CPU: measured inside a scan, two cores of a Xeon with AMX, in GFLOP/s that count the products of the groups
+    alone (correlate, contract), JAX 0.10.2, 0.11.2:
 
         b   out    c     groups   XLA's own    crossed, float32   bfloat16
         32  4x4    768   48       22 2, 40 1   40 32, 57 31       38 32, 47 56
@@ -183,11 +176,11 @@ def way() -> Way:
         64  16x16  128   8        13 0, 44 0   59 47, 70 64       40 29, 84 79
         64  32x32  128   8        11 0, 38 0   52 43, 59 56       37 28, 78 79
 
-    One group after the other, as a dense convolution, ran at 32 to 87 and 19 to 35 in float32, and a step of R3GAN
-    (width 64, batch 32) took 1.4 times as long with it (0.11.2; 1.2 with 0.10.2).
+    One group after the other, as a dense convolution, ran at 29 to 87 and 19 to 38 in float32, and a step of R3GAN
+    (width 64, batch 32) took 1.4 times as long with it (0.11.2; 1.2 with 0.10.2), for its weight gradients above all.
 
     Elsewhere XLA's own, which on a GPU are cuDNN's grouped kernels, without a byte of memory beside (as compiled for an
-    H100 by JAX 0.11; k² shifted copies take 14 GB at 512x32x32x1536). As TPU compilers count it, in ms and MiB for
+    H100 by JAX 0.11). Merged groups are for a GPU that says otherwise. As TPU compilers count it, in ms and MiB for
     64x32x32x1536 in 96 groups, bfloat16 (correlate, contract):
 
         chip   XLA's own          in 12 groups       crossed

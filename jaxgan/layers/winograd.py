@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxgan.layers.cpu import map_parts, sum_parts
+from jaxgan.layers.cpu import even_parts, map_parts, sum_parts
 
 # Transformed images of more bytes than this are worked off in parts of the batch, or they would leave the cache of
 # a CPU and be written to memory and read again. A weight gradient adds its parts up in place (32x32x64 -> 16x16x128,
@@ -105,7 +105,7 @@ def _parts(images: jax.Array, n: int, m: int, other: int, cache: int) -> int:
     b, h, w, c = images.shape
     size = (n + m - 1) ** 2 * 4  # bytes of a tile's products, for each channel
     needed = -(-size * b * (h // n) * (w // n) * max(c, other) // max(cache, size * c * other))
-    return next((k for k in range(needed, 4 * needed) if b % k == 0), 1)
+    return even_parts(b, needed)
 
 
 def _apply(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:

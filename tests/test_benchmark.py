@@ -67,7 +67,11 @@ def test_count_is_that_of_the_layers():
     case = benchmark.CASES["mlp28"]
     b = case.batch_size
     game = benchmark.make_game(case, "float32", accumulate=1, remat=False)
-    example = {"image": np.zeros((b, 28, 28, 1), np.float32), "label": np.zeros(b, np.int32), "row": np.arange(b, dtype=np.int32)}
+    example = {
+        "image": np.zeros((b, 28, 28, 1), np.float32),
+        "label": np.zeros(b, np.int32),
+        "row": np.arange(b, dtype=np.int32),
+    }
     first, last = 100 * 256, 784 * 1024
     g = first + 256 * 512 + 512 * 1024 + 1024 * 784
     d = last + 1024 * 512 + 512 * 256 + 256

@@ -322,8 +322,11 @@ def main(config: Config) -> None:
     for name in ("cases", "dtype", "placement", "steps_per_call", "modes"):
         if not getattr(config, name):
             raise InputError(f"--{name}= is empty; expected at least one")
-    if min(config.steps_per_call) < 1 or min(config.width, config.batch_size) < 0:
-        raise InputError("--steps_per_call, --width and --batch_size: expected positive numbers (0: the case's own)")
+    if min(config.steps_per_call) < 1:
+        raise InputError(f"--steps_per_call={min(config.steps_per_call)}: expected at least 1")
+    for name in ("width", "batch_size"):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1, or 0 for the case's own")
     jax.config.update("jax_default_matmul_precision", "highest" if config.dtype == ("float32",) else None)
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)

@@ -86,8 +86,8 @@ def test_count_is_that_of_the_layers():
         ("--cases=dcgan", ("'dcgan'", "dcgan32")),
         ("--rounds=0", ("--rounds=0",)),
         ("--dtype=", ("--dtype=",)),
-        ("--steps_per_call=0", ("--steps_per_call",)),
-        ("--batch_size=-1", ("--batch_size",)),
+        ("--steps_per_call=10,0", ("--steps_per_call=0", "at least 1")),
+        ("--batch_size=-1", ("--batch_size=-1",)),
         ("--cases=mlp28 --placement=draw --peer=torch --peer_python=nowhere/python", ("nowhere/python", "torch")),
     ],
 )

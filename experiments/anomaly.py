@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import anomaly_scores, image
-from jaxgan import data, files, flags, loop, parallel, report, workdir
+from jaxgan import data, files, flags, loop, parallel, report, sources, workdir
 from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
 from jaxgan.config import Common
@@ -117,43 +117,52 @@ def load(config: Config, split: str) -> data.Source:
 
 def tasks(config: Config) -> list[Task]:
     """One for each class that is to be normal. Raises InputError for classes that are not there, or alone."""
-    source = load(config, config.split)
+    source, test = load(config, config.split), None
+    if config.test_split and config.normal:
+        read = functools.partial(load, config)
+        test = sources.held_out(read, source, config.split, config.test_split, labelled=False)
+    rows = np.arange(source.num_examples)
+    if source.num_classes == 0 and test is not None and test.num_classes > 1:  # as those of MVTec AD are
+        (name,) = classes(config.normal, _names(test))
+        return [_task(config, name, source, rows, test, _others(test, name))]
     if not config.normal or source.num_classes == 0:
         if config.normal not in ("", "all"):
             raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
-        return [_task(config, "", source, np.arange(source.num_examples), None, None)]
+        return [_task(config, "", source, rows, None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")
-    label = data.labels(source)
-    if config.test_split:
-        test = load(config, config.test_split)
-        if test.shape != source.shape or test.num_classes != source.num_classes:
-            raise InputError(
-                f"test images {test.shape} of {test.num_classes} classes, for {source.shape} of {source.num_classes}"
-            )
-        kept = np.arange(source.num_examples)
-    else:
-        place = np.arange(source.num_examples) % TESTED == 0
-        test, kept = source.subset(np.flatnonzero(place)), np.flatnonzero(~place)
-    tested = data.labels(test)
-    names = source.class_names or tuple(map(str, range(source.num_classes)))
+    if test is None:
+        test, rows = source.subset(rows[::TESTED]), rows[rows % TESTED > 0]
+    label = data.labels(source)[rows]
     found = []
-    for number in classes(config.normal, names):
-        anomalous = tested != number
-        if anomalous.all() or not anomalous.any():
-            raise InputError(f"all {len(tested):,} test images are {'anomalous' if anomalous.all() else 'normal'}")
-        found.append(_task(config, names[number], source, kept[label[kept] == number], test, anomalous))
+    for name in classes(config.normal, _names(source), several=True):
+        chosen = rows[label == _names(source).index(name)]
+        found.append(_task(config, name, source, chosen, test, _others(test, name)))
     return found
 
 
-def classes(normal: str, names: tuple[str, ...]) -> list[int]:
-    if normal == "all":
-        return list(range(len(names)))
+def _names(source: data.Source) -> tuple[str, ...]:
+    return source.class_names or tuple(map(str, range(source.num_classes)))
+
+
+def _others(test: data.Source, name: str) -> np.ndarray:
+    """Which images are of another class, bool (n,); by its name, since another split may number them otherwise."""
+    anomalous = np.array([other != name for other in _names(test)])[data.labels(test)]
+    if anomalous.all() or not anomalous.any():
+        what = "anomalous" if anomalous.all() else "normal"
+        raise InputError(f"all {len(anomalous):,} test images are {what}, where the class {name} is normal")
+    return anomalous
+
+
+def classes(normal: str, names: tuple[str, ...], several: bool = False) -> list[str]:
+    """The names of those that --normal asks for."""
+    if normal == "all" and several:
+        return list(names)
     if normal in names:
-        return [names.index(normal)]
+        return [normal]
     if normal.isdecimal() and int(normal) < len(names):
-        return [int(normal)]
-    raise unknown("class --normal", normal, (*names, "all"))
+        return [names[int(normal)]]
+    raise unknown("class --normal", normal, (*names, *["all"] * several))
 
 
 def _task(

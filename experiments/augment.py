@@ -28,7 +28,7 @@ from experiments import generate, image, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
-from jaxgan import critic, data, files, flags, loop, memory, parallel, report, trained, workdir
+from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.metrics import recipe, rejection
@@ -185,18 +185,11 @@ def load(config: Config) -> Images:
     pool = image.load(config, config.split)
     if pool.num_classes < 2:
         raise InputError(f"{config.dataset} has {pool.num_classes or 'no'} classes; expected labels of two or more")
-    if config.test_split == config.split:
-        raise InputError(f"--test_split={config.test_split} is --split; expected images that no training sees")
     if config.test_split:
-        test = image.load(config, config.test_split)
+        test = sources.held_out(functools.partial(image.load, config), pool, config.split, config.test_split)
     else:
         held = np.arange(pool.num_examples) % HELD_OUT == 0
         pool, test = pool.subset(np.flatnonzero(~held)), pool.subset(np.flatnonzero(held))
-    if test.shape != pool.shape:
-        raise InputError(f"test images {test.shape} of another shape than {pool.shape}; --size makes them equal")
-    theirs, ours = (source.class_names or source.num_classes for source in (test, pool))
-    if theirs != ours:
-        raise InputError(f"the test images have the classes {theirs}, the others {ours}; expected the same")
     whole, tested = data.read_all(pool), data.read_all(test)
     for what, labels, least in (("test images", tested["label"], 1), ("images", whole["label"], max(config.per_class))):
         counts = np.bincount(labels, minlength=pool.num_classes)

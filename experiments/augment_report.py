@@ -74,7 +74,8 @@ def table(found: Mapping[str, Any], scores: Sequence[str], test: str, seeds: int
             cells = [row["gains"].get(f"{ours} over {theirs}") for row in found.values()]
             if any(cells):
                 title = f"{METHODS[ours].title} over {METHODS[theirs].title}"
-                lines.append([title, *(f"{show(cell[score], '+')} {cell[score]['verdict']}" for cell in cells if cell)])
+                shown = [f"{show(cell[score], '+')} {cell[score]['verdict']}" if cell else "-" for cell in cells]
+                lines.append([title, *shown])
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         blocks.append(
             "\n".join(

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, loop, memory, report, trained
+from jaxgan import data, files, flags, loop, memory, report, sources, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -84,12 +84,12 @@ class Samples(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is measured: draws of samples by seed, and the generator where there is one."""
+    """What is measured: draws of samples, and the generator where there is one."""
 
     name: str
     shape: tuple[int, int, int]
     classes: tuple[str, ...] | int  # names or, of a generator, their number; 0: none
-    draw: Callable[[int], Samples]
+    draw: Callable[[int, data.Source], Samples]  # of a seed, to be measured against these real images
     gan: trained.Trained | None = None
 
 
@@ -105,8 +105,6 @@ class Real:
     @functools.cached_property
     def tested(self) -> dict[str, np.ndarray]:
         source = self.test()
-        if source.shape != self.source.shape:
-            raise InputError(f"test images {source.shape} and real images {self.source.shape}; --size makes them equal")
         rows = np.random.default_rng(0).permutation(source.num_examples)[:TESTED]
         found = source.read(rows)
         return found if source.num_classes > 1 else {"image": found["image"]}
@@ -168,8 +166,9 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
-    def draw(seed: int) -> Samples:
-        labels, start = gan.labels(None, config.num), 0
+    def draw(seed: int, real: data.Source) -> Samples:
+        asked = judge.classes(real, config.num) if real.num_classes == gan.generator.num_classes > 0 else None
+        labels, start = gan.labels(asked, config.num), 0
         images = np.empty((config.num, *gan.generator.shape), np.uint8)
         for part in gan.batches(gan.latents(jax.random.key(seed), config.num), labels):
             images[start : start + len(part)] = to_uint8(part)
@@ -183,7 +182,7 @@ def of_images(config: Config, name: str) -> Subject:
     # They are cut as they are to be: a window is for the real ones.
     source = load(dataclasses.replace(config, crop=config.crop if config.crop in CROPS else ""), {}, name, "train")
 
-    def draw(seed: int) -> Samples:
+    def draw(seed: int, real: data.Source) -> Samples:
         rows = np.random.default_rng(seed).permutation(source.num_examples)[: config.num]
         found = source.read(rows)
         return Samples(found["image"], found["label"] if source.num_classes > 1 else None)
@@ -220,11 +219,14 @@ def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     if not name:
         raise InputError("the run names no data set; expected --dataset with it")
     own = "" if config.dataset else stored.get("split", "")
-    source = load(config, stored, name, config.split or own or "train")
+    split = config.split or own or "train"
+    source = load(config, stored, name, split)
     found = functools.partial(judged, source)
     network = embed.named(config.features, source, found, loop.cache_dir(), config.inception_weights, config.resize)
     made = reference(network, source, config.reference_images, loop.cache_dir(), devices)
-    return Real(source, network, made, lambda: load(config, stored, name, config.test_split))
+    read = functools.partial(load, config, stored, name)
+    test = functools.partial(sources.held_out, read, source, split, config.test_split)
+    return Real(source, network, made, test)
 
 
 def judged(source: data.Source) -> judge.Judge:
@@ -298,7 +300,7 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
     check_pair(subject, real)
     everything, rows = "all" in config.metrics, []
     for seed in range(config.seed, config.seed + config.repeats):
-        samples = subject.draw(seed)
+        samples = subject.draw(seed, real.source)
         seen = embed.embed(real.network, [samples.images], devices)
         comparison = measure.Comparison(real.network, real.reference, seen, samples.labels, seed)
         row: dict[str, float] = {"samples": len(samples.images)}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, loop, mmd, parallel, report, schedule
+from jaxgan import adversarial, data, flags, loop, mmd, parallel, report, schedule, sources
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -131,9 +131,7 @@ def load(config: Config) -> Images:
     place = np.arange(source.num_examples) % 6
     if not config.test_split:
         return Images(*(source.subset(np.flatnonzero(rows)) for rows in (place > 1, place == 0, place == 1)))
-    test = read(config.test_split)
-    if test.shape != source.shape:
-        raise InputError(f"test images {test.shape} of another shape than {source.shape}; --size makes them equal")
+    test = sources.held_out(read, source, config.split, config.test_split, labelled=False)
     return Images(source.subset(np.flatnonzero(place)), source.subset(np.flatnonzero(place == 0)), test)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from jaxgan import data, loop, memory
@@ -70,11 +69,7 @@ def evaluation(
     cache = loop.cache_dir()
     own = [device for device in devices if device.process_index == jax.process_index()]
 
-    @functools.cache
-    def classes() -> np.ndarray:
-        """As frequent as in the data."""
-        rows = np.random.default_rng(0).permutation(source.num_examples)[: quality.REFERENCE]
-        return np.resize(source.read(rows)["label"], config.eval_samples)
+    classes = functools.cache(functools.partial(quality.classes, source, config.eval_samples))
 
     @functools.cache
     def judge() -> quality.Judge:

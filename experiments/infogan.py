@@ -37,6 +37,7 @@ from jaxgan import (
     penalties,
     report,
     schedule,
+    sources,
 )
 from jaxgan import workdir as directories
 from jaxgan.config import Common
@@ -210,12 +211,9 @@ def reader(config: Config, source: data.Source) -> Reader | None:
     """None where there are no classes to tell. It is trained on the data's labels, which the game never sees."""
     if source.num_classes < 2 or not config.categorical:
         return None
-    test = load(config, config.test_split) if config.test_split else None
-    if test is not None and (test.shape, test.num_classes) != (source.shape, source.num_classes):
-        raise InputError(
-            f"--test_split={config.test_split}: images {test.shape} of {test.num_classes} classes, where those of "
-            f"--split={config.split} are {source.shape} of {source.num_classes}"
-        )
+    test = None
+    if config.test_split:
+        test = sources.held_out(functools.partial(load, config), source, config.split, config.test_split)
     found = judge.train(source, MEASURED, loop.cache_dir())
     accuracy = found.accuracy
     if test is not None:

@@ -307,7 +307,7 @@ def main(config: Config) -> None:
     transfer_report.tell_weights(tuned.told, began)
     if first:
         print(f"classes  start from those of the source: {','.join(map(str, first))}")
-    distance, about = transfer_images.measurer(config, images)
+    distance, about = transfer_images.measurer(config, images, planned[0].conditional)
     state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
     about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))

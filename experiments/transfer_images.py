@@ -1,12 +1,13 @@
 """The images of `experiments.transfer`: those to train on, those held out, and the distance from them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments import image
-from jaxgan import data, loop
+from jaxgan import data, loop, sources
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify, frechet, judge
 
@@ -27,18 +28,13 @@ def load(config: Any, shape: tuple[int, int, int]) -> Images:
     wanted = image.Config(**given, size=f"{h}x{w}", channels=config.channels or c)
     whole = image.load(wanted, config.split)
     if config.test_split:
-        test = image.load(wanted, config.test_split)
+        test = sources.held_out(functools.partial(image.load, wanted), whole, config.split, config.test_split)
     elif whole.num_examples < 4:
         raise InputError(
             f"{config.dataset} has {whole.num_examples} images; expected at least 4, half of them held out"
         )
     else:
         whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
-    if test.num_classes != whole.num_classes:
-        raise InputError(
-            f"{config.dataset} has {test.num_classes} classes in --test_split={config.test_split} and "
-            f"{whole.num_classes} in --split={config.split}; expected as many"
-        )
     train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
     for part, name in ((train, "to train on"), (held, "held out")):
         if part.num_examples < 2:
@@ -68,10 +64,11 @@ def balanced(source: data.Source) -> data.Source:
     return chosen(source, len(present) * int(present.min()), 0)
 
 
-def measurer(config: Any, images: Images) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
+def measurer(config: Any, images: Images, conditional: bool) -> tuple[Callable[[np.ndarray], float], dict[str, Any]]:
     """Samples (n, h, w, c) in [-1, 1] -> Fréchet distance from held-out images; and what it is measured by.
 
-    They are equally many of each class, but where a run takes all images as they come.
+    They are equally many of each class, as a conditional run's samples are; but where runs without classes take all
+    images as they come.
 
     Features are those of `metrics.judge`'s classifier of all training images, of all classes.
     """
@@ -84,7 +81,7 @@ def measurer(config: Any, images: Images) -> tuple[Callable[[np.ndarray], float]
         rows = np.random.default_rng(0).permutation(source.num_examples)[: judge.REFERENCE]
         return moments(classify.scaled(source.read(rows)["image"]))
 
-    held, train = (balanced(x) if all(config.num_images) else x for x in (images.test, images.train))
+    held, train = (balanced(x) if conditional or all(config.num_images) else x for x in (images.test, images.train))
     reference = of(held)
     what = "labels" if found.labels is not None else "rotations"
     about = {

@@ -80,6 +80,28 @@ class Source:
         return dataclasses.replace(part, read=read, num_classes=len(classes), class_names=names)
 
 
+def held_out(
+    load: Callable[[str], Source], source: Source, split: str, test_split: str, labelled: bool = True
+) -> Source:
+    """The images of `test_split`, to measure by what was trained on those of `split`, `source`.
+
+    Raises InputError where they are the same ones, or others: in shape or, if `labelled`, in what their labels mean.
+    """
+    if test_split == split:
+        raise InputError(f"--test_split={test_split} is --split; expected images that no training sees")
+    test = load(test_split)
+    if test.shape != source.shape:
+        raise InputError(f"test images {test.shape} of another shape than {source.shape}; --size makes them equal")
+    # By name: in folders, a number is a place among those that the split has.
+    theirs, ours = (x.class_names or x.num_classes for x in (test, source))
+    if labelled and theirs != ours:
+        raise InputError(
+            f"{source.name} has the classes {theirs} in --test_split={test_split} and {ours} in --split={split}; "
+            "expected the same"
+        )
+    return test
+
+
 def is_own(name: str) -> bool:
     """Whether `jaxgan.datasets` has a data set of this name."""
     return name.isidentifier() and importlib.util.find_spec(f"jaxgan.datasets.{name}") is not None

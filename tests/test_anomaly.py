@@ -1,6 +1,7 @@
 """Anomaly detection in images: residuals and losses by hand, scores, several seeds at once, and the whole script."""
 
 import csv
+import dataclasses
 import functools
 import json
 
@@ -13,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from experiments import anomaly as script
-from jaxgan import checkpoint, critic
+from jaxgan import checkpoint, critic, data
 from jaxgan.anomaly import bigan, detector, fanogan, ganomaly, joint, parts
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
@@ -258,6 +259,27 @@ def test_of_all_classes_each_has_the_run_that_it_has_alone(tmp_path, monkeypatch
     script.fit(script.Config(workdir=str(tmp_path)))
     script.fit(script.Config(workdir=f"{tmp_path}/normal-2", normal="2"))
     assert len(seen) == 11 and seen[2] == seen[10]
+
+
+def test_classes_of_another_split_are_told_by_name(tmp_path):
+    """Folders as MVTec AD's: training images of one class, and test images whose classes lie in another order."""
+    digits = data.load("digits").read(np.arange(70))["image"][..., 0]
+    for i, pixels in enumerate(digits):
+        place = f"train/good/{i}.png" if i < 40 else f"test/{('good', 'bent', 'torn')[i % 3]}/{i}.png"
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / place)
+    config = script.Config(dataset=f"folder:{tmp_path}", test_split="test", normal="good")
+    (task,) = script.tasks(config)
+    assert task.train.num_examples + task.held.num_examples == 40 and task.test.class_names == ("bent", "good", "torn")
+    np.testing.assert_array_equal(task.anomalous, data.labels(task.test) != 1)
+    with pytest.raises(InputError, match="unknown class --normal 'all'; choices: bent, good, torn"):
+        script.tasks(dataclasses.replace(config, normal="all"))
+    (tmp_path / "train/odd").mkdir()
+    Image.fromarray(digits[0]).save(tmp_path / "train/odd/0.png")  # now good is 0 in one split and 1 in the other
+    (task,) = script.tasks(config)
+    np.testing.assert_array_equal(task.anomalous, data.labels(task.test) != 1)
+    with pytest.raises(InputError, match="all 30 test images are anomalous, where the class odd is normal"):
+        script.tasks(dataclasses.replace(config, normal="odd"))
 
 
 def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):

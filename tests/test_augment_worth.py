@@ -253,6 +253,11 @@ def test_gains_are_paired_and_their_intervals_those_of_scipy():
         "real + synthetic over real, auroc: a loss at 10 images a class",
     ):
         assert line in text
+    # Another number of images, of which one method only was run.
+    alone = augment_report.summary({20: [{"scores": {"real": score(a)}} for a in real]})["20"]
+    text = augment_report.table({"10": found, "20": alone}, augment_report.SCORES[:1], "9 test images", 5)
+    rows = [line for line in text.splitlines() if line.startswith("real + synthetic")]
+    assert rows[0].split()[-1] == rows[1].split()[-1] == "-"
 
 
 # --- the script

@@ -1,5 +1,6 @@
 """From images to a table: any division of the work gives the same figures, which fall and rise as they should."""
 
+import dataclasses
 import functools
 import gzip
 import itertools
@@ -210,6 +211,17 @@ def test_a_run_is_measured_with_intervals_and_a_picture(run, tmp_path, capfd):
     assert found["repeats"][0]["samples"] == 200
     (beside,) = tmp_path.glob("scores-*-short.png")
     assert Image.open(beside).width > 100
+
+
+def test_classes_are_asked_for_as_often_as_they_are_there(run):
+    subject, _ = evaluate.of_run(evaluate.Config(run=(str(run),), num=50), str(run))
+    digits = data.load("digits")
+    labels = data.labels(digits)
+    few = digits.subset(np.concatenate([np.flatnonzero(labels == 3)[:40], np.flatnonzero(labels == 9)[:10]]))
+    drawn = subject.draw(0, few)
+    assert np.bincount(drawn.labels, minlength=10).tolist() == [0, 0, 0, 40, 0, 0, 0, 0, 0, 10]
+    unlabelled = dataclasses.replace(digits, num_classes=0)
+    assert np.bincount(subject.draw(0, unlabelled).labels).tolist() == [5] * 10
 
 
 def test_folders_against_folders(tmp_path, capfd, digits):

@@ -1,5 +1,6 @@
 """Every kind of source: digits, TFDS, folders, npz files, and original data."""
 
+import functools
 import gzip
 import importlib.util
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgan import data, folders, images
+from jaxgan import data, folders, images, sources
 from jaxgan.errors import InputError
 
 REAL = os.environ.get("JAXGAN_TEST_DATA", "")
@@ -146,6 +147,20 @@ def test_a_folder_without_classes_and_one_with_splits(tmp_path):
     assert test.read(np.array([0]))["image"].max() == 9 and test.num_classes == 0  # one class says nothing
     with pytest.raises(InputError, match="unknown split 'val'"):
         data.load(f"folder:{tmp_path}", "val")
+
+
+def test_held_out_images_are_others_of_the_same_classes(tmp_path):
+    for split, names in {"train": "cat emu", "test": "bee cat", "val": "cat emu"}.items():
+        for name in names.split():
+            save(tmp_path / split / name / "0.png", np.zeros((2, 2), np.uint8))
+    load = functools.partial(data.load, f"folder:{tmp_path}")
+    source = load("train")
+    assert sources.held_out(load, source, "train", "val").class_names == ("cat", "emu")
+    with pytest.raises(InputError, match=r"classes \('bee', 'cat'\) in --test_split=test and \('cat', 'emu'\) in"):
+        sources.held_out(load, source, "train", "test")
+    assert sources.held_out(load, source, "train", "test", labelled=False).num_classes == 2
+    with pytest.raises(InputError, match="--test_split=train is --split"):
+        sources.held_out(load, source, "train", "train")
 
 
 def test_folders_that_cannot_be_read(tmp_path):

@@ -86,6 +86,20 @@ def test_held_out_images_are_equally_many_of_each_class():
     assert np.bincount(data.read_all(part)["label"]).tolist() == [3, 0, 3]
 
 
+def test_the_real_images_of_a_conditional_run_are_of_its_classes_as_often():
+    """Whose samples are as many of each class. The two classes are black and white, 40 to 360 of them."""
+    rows = np.random.default_rng(0).permutation(np.repeat([0, 1], (40, 360)))
+    pixels = np.random.default_rng(1).integers(0, 40, (400, 8, 8, 1)) + 215 * rows[:, None, None, None]
+    source = sources.from_arrays("uneven", pixels.astype(np.uint8), rows)
+    half = [source.subset(np.arange(i, 400, 2)) for i in (0, 1)]
+    images = transfer_images.Images(half[0], half[1], source)
+    every = transfer.Config(num_images=(0,), eval_samples=40)
+    even = classify.scaled(data.read_all(transfer_images.balanced(half[0]))["image"])
+    conditional, other = (transfer_images.measurer(every, images, given) for given in (True, False))
+    assert conditional[0](even) < 0.1 * other[0](even)
+    assert conditional[1]["held_out"] < other[1]["held_out"] == 200
+
+
 def test_classes_start_from_the_nearest_of_the_source(monkeypatch):
     """A source of three classes, all black, grey and white; colour images in which the last class does not occur."""
     level = np.array([-1, 0.1, 1], np.float32)
@@ -247,7 +261,7 @@ def test_what_is_reported(finished, capfd):
     assert isinstance(gan.generator, mined.Generator) and gan.sample(jax.random.key(0), 2).shape == (2, 8, 8, 1)
     # The last figure of the miner's run, from its directory alone: its samples before held-out images.
     images = transfer_images.load(transfer.Config(), (8, 8, 1))
-    distance, _ = transfer_images.measurer(transfer.Config(eval_samples=20), images)
+    distance, _ = transfer_images.measurer(transfer.Config(eval_samples=20), images, False)
     last = next(row for row in report["runs"] if row["method"] == "minegan")["distances"][-1]
     assert distance(gan.sample(jax.random.key(2), 20)) == pytest.approx(last, rel=1e-4)
     assert critic.load(workdir / "freezed-6-1").logits(gan.sample(jax.random.key(0), 2)).shape == (2,)

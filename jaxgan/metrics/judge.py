@@ -22,6 +22,12 @@ REFERENCE = 10_000  # real images, at most, whose features are the reference
 HELD_OUT = 7  # every so manieth image is kept from training, to measure the accuracy; prime, so that all turns are
 
 
+def classes(source: Source, n: int) -> np.ndarray:
+    """What to ask a conditional generator for: int32 (n,), as frequent as in the data."""
+    rows = np.random.default_rng(0).permutation(source.num_examples)[:REFERENCE]
+    return np.resize(source.read(rows)["label"], n)
+
+
 @dataclasses.dataclass(frozen=True)
 class Judge:
     classifier: nn.Module

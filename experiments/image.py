@@ -87,7 +87,8 @@ class Config(Common):
     unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
     ema: tuple[float, ...] = option((10_000.0,), "half-life of the generator's average, in images; empty: none")
     ema_ramp: float = option(0.0, "the half-life is at most this share of the images seen (StyleGAN2-ADA: .05); 0: any")
-    anneal_images: float = option(1e6, "images over which start,end values move, along a half cosine")
+    anneal_images: float = option(1e6, "images over which start,end values move")
+    anneal: str = option("cosine", "along half a cosine, or a line", tuple(schedule.FORMS))
     metrics: tuple[str, ...] = option(
         ("distance",),
         "what evaluations measure, the best checkpoint by the first: modes is for stacked digits",
@@ -163,7 +164,7 @@ def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> a
         conditional=config.conditional,
         auxiliary=config.auxiliary > 0,
         augment=augmentation(config, shape[2]),
-        noise=schedule.anneal(config.instance_noise or (0.0,), config.anneal_images),
+        noise=annealed(config, config.instance_noise or (0.0,)),
         pack=config.pack,
         remat=config.remat,
     )
@@ -173,10 +174,15 @@ def augmentation(config: Config, channels: int) -> augment.Augment | None:
     """What --augment names, as often as the other flags say; the same for real and generated images."""
     if not config.augment:
         return None
-    probability: Any = schedule.anneal(config.augment_probability, config.anneal_images)
+    probability: Any = annealed(config, config.augment_probability)
     if config.ada_target:
         probability = augment.Adaptive(config.ada_target, config.ada_images)
     return augment.Augment(augment.policy(config.augment, channels), probability)
+
+
+def annealed(config: Any, values: tuple[float, ...]) -> float | Callable[[jax.Array], jax.Array]:
+    """A number, or the schedule of what moves between two."""
+    return schedule.anneal(values, config.anneal_images, config.anneal)
 
 
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -190,11 +196,11 @@ def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
 def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: float = 0.0, every: int = 1) -> Optimizer:
     """An Optax transformation whose learning rate and β2 follow the images seen.
 
-    every: steps between moves of a lazy regularisation, which are moves of this optimizer too: it then takes
+    every: its moves between two of a lazy regularisation, which are moves of this optimizer too: it then takes
       every + 1 in the time of `every`, so learning rate and decay rates shrink by that (arXiv:1912.04958, appendix B).
     """
-    rate = schedule.anneal(learning_rate, config.anneal_images)
-    beta2 = schedule.anneal(config.beta2, config.anneal_images)
+    rate = annealed(config, learning_rate)
+    beta2 = annealed(config, config.beta2)
     share = every / (every + 1) if every > 1 else 1.0
 
     def at(images: jax.Array) -> optax.GradientTransformation:
@@ -204,7 +210,8 @@ def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: fl
             "adam": lambda: optax.adam(
                 now, config.beta1**share, schedule.at(beta2, images) ** share, eps_root=1e-16 if config.unroll else 0.0
             ),
-            "rmsprop": lambda: optax.rmsprop(now, decay=0.99),
+            # ε beside the root: under it, the small gradients that a clipped critic gives would hardly move anything.
+            "rmsprop": lambda: optax.rmsprop(now, decay=0.99, eps=1e-8, eps_in_sqrt=False),
             "sgd": lambda: optax.sgd(now),
         }
         chain = [optax.clip_by_global_norm(config.clip_gradients)] if config.clip_gradients else []
@@ -219,7 +226,7 @@ def half_life(config: Config) -> float | Callable[[jax.Array], jax.Array] | None
     """Of the generator's average, in images."""
     if not config.ema:
         return None
-    ema = schedule.anneal(config.ema, config.anneal_images)
+    ema = annealed(config, config.ema)
     if not config.ema_ramp:
         return ema
     return lambda images: jnp.minimum(schedule.at(ema, images), config.ema_ramp * images)
@@ -232,7 +239,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
         (penalties.wgan_gp, config.wgan_gp),
         (penalties.dragan, config.dragan),
     ]
-    penalised = [make(schedule.anneal(weight, config.anneal_images)) for make, weight in makers if weight]
+    penalised = [make(annealed(config, weight)) for make, weight in makers if weight]
     terms = [regularisers.lecam(config.lecam)] if config.lecam else []
     terms += [regularisers.orthogonal("gen", config.orthogonal)] if config.orthogonal else []
     if config.auxiliary:
@@ -250,7 +257,10 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
             every=config.path_every if config.path_length else 1,
         ),
         disc_optimizer=optimizer(
-            config, config.learning_rate, config.clip_weights, config.penalty_every if penalised else 1
+            config,
+            config.learning_rate,
+            config.clip_weights,
+            config.penalty_every * config.disc_steps if penalised and config.penalty_every > 1 else 1,
         ),
         penalties=penalised,
         penalty_every=config.penalty_every,
@@ -263,7 +273,8 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
     if not config.path_length:
         return game
     path = functools.partial(pathlength.path_length, pair, config.path_length, config.path_every)
-    return Game(game.players, (*game.moves, Move("gen", path, every=config.path_every, draw=False, name="gen_path")))
+    move = Move("gen", path, every=config.path_every, draw=False, accumulate=config.accumulate, name="gen_path")
+    return Game(game.players, (*game.moves, move))
 
 
 def trained(pair: adversarial.Pair, state: State) -> Trained:

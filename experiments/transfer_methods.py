@@ -134,7 +134,7 @@ def pair_of(origin: Origin, config: Config, target: Target) -> adversarial.Pair:
         conditional=conditional,
         auxiliary=config.auxiliary > 0,
         augment=image.augmentation(config, c),
-        noise=schedule.anneal(config.instance_noise or (0.0,), config.anneal_images),
+        noise=image.annealed(config, config.instance_noise or (0.0,)),
         pack=config.pack,
         remat=config.remat,
     )

@@ -203,7 +203,7 @@ def _regularised(regularisers: Sequence[Regulariser], view: View, state: State):
 
 
 def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, state: State, batch: Batch, key):
-    """Penalties alone, as a move every so many steps, with `every` times the weight (arXiv:1912.04958, 2.2)."""
+    """Penalties alone, as a move to so many of the loss, with `every` times the weight (arXiv:1912.04958, 2.2)."""
     z_key, score_key, mix_key = jax.random.split(key, 3)
     disc, gen = state.players["disc"], state.players["gen"]
     fake = real = batch["image"]  # R1 looks at no generated image, and none is made for it
@@ -240,9 +240,19 @@ def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, re
 
 
 def unrolled_loss(
-    pair: Pair, loss: Loss, moves: int, optimizer: Optimizer, params, state: State, batch: Batch, key, regularisers=()
+    pair: Pair,
+    loss: Loss,
+    ahead: Callable,
+    moves: int,
+    optimizer: Optimizer,
+    params,
+    state: State,
+    batch: Batch,
+    key,
+    regularisers=(),
 ):
-    """`gen_loss` against the discriminator after `moves` more of its moves, through which the gradient goes.
+    """`gen_loss` against the discriminator after `moves` more moves by the loss `ahead`, through which the gradient
+    goes.
 
     Metz et al. 2016 (arXiv:1611.02163), eq. 9 to 11: a generator that sees the answer to its move does not rush to the
     one point that the discriminator of today likes best. The moves are lost afterwards.
@@ -253,8 +263,7 @@ def unrolled_loss(
 
     def move(disc, key):
         now = state.replace(players={"disc": disc, "gen": gen})
-        function = functools.partial(disc_loss, pair, loss, ())
-        gradients, (_, new) = jax.grad(function, has_aux=True)({"disc": disc.params}, now, batch, key)
+        gradients, (_, new) = jax.grad(ahead, has_aux=True)({"disc": disc.params}, now, batch, key)
         gradients = collectives.mean(gradients["disc"])
         updates, optimizer_state = optimizer.update(gradients, disc.optimizer, disc.params)
         moved = optax.apply_updates(disc.params, updates)
@@ -291,12 +300,16 @@ def game(
     function = functools.partial(disc_loss, pair, loss, now, regularisers=terms["disc"])
     moves = [Move("disc", function, times=disc_steps, accumulate=accumulate)]
     if lazy:
-        function = functools.partial(penalty_loss, pair, tuple(penalties), penalty_every)
+        function = functools.partial(penalty_loss, pair, tuple(penalties), penalty_every * disc_steps)
         moves.append(
             Move("disc", function, every=penalty_every, draw=False, accumulate=accumulate, name="disc_penalty")
         )
-    against = functools.partial(unrolled_loss, pair, loss, unroll, disc_optimizer) if unroll else None
-    function = functools.partial(against or functools.partial(gen_loss, pair, loss), regularisers=terms["gen"])
+    function = functools.partial(gen_loss, pair, loss, regularisers=terms["gen"])
+    if unroll:  # with all that holds the discriminator back; what is lazy is looked ahead at in each move
+        ahead = functools.partial(disc_loss, pair, loss, tuple(penalties), regularisers=terms["disc"])
+        function = functools.partial(
+            unrolled_loss, pair, loss, ahead, unroll, disc_optimizer, regularisers=terms["gen"]
+        )
     # Only a paired loss or a conditional game looks at the generator's share of the data; else none is read for it.
     draw = loss.paired or pair.conditional or bool(unroll)
     moves.append(Move("gen", function, draw=draw, accumulate=accumulate))

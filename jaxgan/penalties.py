@@ -46,12 +46,17 @@ def between(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
 
 
 def around(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
-    """x + σ/2 u, u ~ U[0, 1] for each pixel, σ the standard deviation of the batch on this device (arXiv:1705.07215).
+    """x + α σ/2 u, u ~ U[0, 1] for each pixel, α ~ U[0, 1] for each image, σ the standard deviation of the batch on
+    this device (arXiv:1705.07215).
 
     The noise is that of the authors' experiments; the paper's algorithm 1 leaves its distribution open.
     """
-    noise = jax.vmap(lambda key: jax.random.uniform(key, real.shape[1:]))(keys)
-    return real + 0.5 * jnp.std(real) * noise
+
+    def offset(key: jax.Array) -> jax.Array:
+        near, far = jax.random.split(key)
+        return jax.random.uniform(near) * jax.random.uniform(far, real.shape[1:])
+
+    return real + 0.5 * jnp.std(real) * jax.vmap(offset)(keys)
 
 
 class Penalty(NamedTuple):

@@ -100,3 +100,15 @@ def test_half_precision():
     y, wanted = run(params)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(y), wanted, atol=0.05)
+
+
+def test_in_bfloat16_the_gains_gradient_is_summed_in_float32():
+    """A sum over 131,072 numbers, which bfloat16 stops adding to at a few hundred of them."""
+    x, params = jnp.float32(rng.normal(size=(8, 16, 16, 64)) + 1), jax.tree.map(jnp.float32, parameters(64))
+
+    def slope(dtype):
+        of = lambda gain: SelfAttention(dtype=dtype).apply({"params": params | {"gain": gain}}, x)  # noqa: E731
+        weights = jnp.float32(x > 0)
+        return jax.jit(jax.grad(lambda gain: jnp.sum(weights * of(gain).astype(jnp.float32))))(params["gain"])
+
+    assert float(slope(jnp.bfloat16)) == pytest.approx(float(slope(jnp.float32)), rel=0.02)

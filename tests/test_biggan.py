@@ -12,6 +12,7 @@ from jaxgan import adversarial, orthogonal
 from jaxgan.errors import InputError
 from jaxgan.layers import Conv
 from jaxgan.layers.conv import plain
+from jaxgan.layers.norm import around_one
 from jaxgan.models import biggan, resnet
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -243,7 +244,7 @@ def test_networks_of_all_variants():
 
 @pytest.mark.parametrize("variant", biggan.KINDS)
 def test_all_weights_start_from_one_distribution(variant, monkeypatch):
-    """Orthogonal matrices; for CIFAR, N(0, 0.02²). But for the tables of classes there, gains of 1 and biases of 0."""
+    """Orthogonal matrices; for CIFAR N(0, 0.02²), so also the tables of classes: biases, and gains around 1."""
     kind, drawn = biggan.KINDS[variant], []
     monkeypatch.setitem(
         biggan.KINDS, variant, kind._replace(init=lambda *args: drawn.append(args[1]) or kind.init(*args))
@@ -255,10 +256,13 @@ def test_all_weights_start_from_one_distribution(variant, monkeypatch):
             variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(x), jnp.zeros(1, jnp.int32))
         leaves += jax.tree_util.tree_leaves_with_path(variables["params"])
     weights = [leaf.shape for path, leaf in leaves if path[-1].key in ("kernel", "embedding")]
-    assert sorted(weights) == sorted(drawn)
+    tables = [leaf.shape for path, leaf in leaves if path[-1].key == "bias" and len(leaf.shape) == 2]
+    assert (variant == "cifar") == bool(tables) and sorted(weights + tables) == sorted(drawn)
     w = np.float64(kind.init(jax.random.key(0), (3, 3, 4, 30), jnp.float32)).reshape(36, 30)
     if variant == "cifar":
         assert w.std() == pytest.approx(0.02, rel=0.1)
+        gains = around_one(jax.random.key(0), (10, 256))
+        assert gains.mean() == pytest.approx(1, abs=0.002) and gains.std() == pytest.approx(0.02, rel=0.1)
     else:
         np.testing.assert_allclose(w.T @ w, np.eye(30), atol=1e-5)
 

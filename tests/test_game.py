@@ -199,6 +199,8 @@ def test_learning_rate_and_beta2_follow_the_images():
     rate, beta2 = anneal((0.1, 0.02), 8), anneal((0.5, 0.9), 16)
     game = Game({"a": player(lambda images: optax.adam(rate(images), 0.3, beta2(images)))}, (Move("a", towards("a")),))
     assert anneal((0.25,), 8) == 0.25
+    line = anneal((0.1, 0.02), 8, "linear")
+    np.testing.assert_allclose([line(jnp.float32(t)) for t in (0, 2, 6, 9)], [0.1, 0.08, 0.04, 0.02], rtol=1e-6)
     state = start(game)
     w, m, v = 1.0, 0.0, 0.0
     for i in range(8):

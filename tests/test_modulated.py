@@ -10,6 +10,7 @@ import pytest
 from jaxgan.layers.equalised import EqualConv, EqualDense, leaky
 from jaxgan.layers.minibatch import minibatch_std
 from jaxgan.layers.modulated import ModulatedConv, modulated_conv
+from jaxgan.models.stylegan2 import Styled
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -194,3 +195,21 @@ def test_derivatives_of_both_orders():
 
         first, slope, second, slope_of_penalty = map(float, everything(1e-5))
         assert first == pytest.approx(slope, rel=1e-6) and second == pytest.approx(slope_of_penalty, rel=1e-6)
+
+
+def test_in_bfloat16_what_is_summed_over_all_places_is_summed_in_float32():
+    """Gradients of noise, bias and style, which sums in bfloat16 left at a tenth of their size."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, w = jax.random.normal(keys[0], (8, 32, 32, 32)), jax.random.normal(keys[1], (8, 16))
+    noise, weights = jax.random.normal(keys[2], (8, 32, 32, 1)), jax.random.uniform(keys[3], (8, 32, 32, 32))
+
+    def gradients(dtype):
+        layer = Styled(32, False, None, dtype)
+        params = layer.init(jax.random.key(1), x, w, noise)["params"] | {"strength": jnp.float32(0.5)}
+        loss = lambda params: jnp.sum(weights * layer.apply({"params": params}, x, w, noise))  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    exact, found = gradients(jnp.float32), gradients(jnp.bfloat16)
+    for path, true in jax.tree_util.tree_leaves_with_path(exact):
+        error = jnp.linalg.norm(dict(jax.tree_util.tree_leaves_with_path(found))[path] - true)
+        assert error < 0.05 * jnp.linalg.norm(true), path

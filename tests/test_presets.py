@@ -47,6 +47,21 @@ def arguments(preset, folder, *more):
     return argv + ["--batch_size=8", "--latent=8"] + width * ("width" in has) + list(more)
 
 
+def test_rmsprop_moves_by_its_rate_however_small_the_gradients():
+    """ε beside the root, as where WGAN's authors ran it: a clipped critic's gradients are 1e-5 and less."""
+    config = image.Config(optimizer="rmsprop", learning_rate=(5e-5,))
+    rule = image.optimizer(config, config.learning_rate)(jax.numpy.uint32(0))
+    gradient = jax.numpy.array([1e-6, -1e-5, 0.1])
+    update, _ = rule.update(gradient, rule.init(gradient))
+    np.testing.assert_allclose(update, [-5e-4, 5e-4, -5e-4], rtol=0.2)  # of one gradient: 5e-5 / sqrt(1 - 0.99)
+
+
+def test_path_length_accumulates_as_the_other_moves_do():
+    config = image.Config(model="stylegan2", width=8, path_length=2.0, accumulate=4)
+    game = image.make_game(config, image.networks(config, (8, 8, 1), 0))
+    assert {move.title: move.accumulate for move in game.moves} == {"disc": 4, "gen": 4, "gen_path": 4}
+
+
 @pytest.mark.parametrize(
     "preset",
     [pytest.param(name, marks=[pytest.mark.slow] * (name not in SHORT)) for name in PRESETS if name not in FAMILIES],

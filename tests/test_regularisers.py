@@ -166,6 +166,32 @@ def test_unrolled_gradient(moves):
     np.testing.assert_allclose(grad["gen"]["image"].reshape(-1), expected, rtol=1e-5)
 
 
+def test_a_look_ahead_sees_the_penalties():
+    """With R1, whose slope is γ w, each of the k moves shrinks w by a = 1 - ηγ first; lazily as in every step."""
+    for every in (1, 16):
+        game, state = game_of(unroll=3, rate=0.1, penalties=[penalties.r1(2.0)], penalty_every=every)
+        grad, _ = jax.grad(game.moves[-1].loss, has_aux=True)({"gen": state.players["gen"].params}, state, BATCH, KEY)
+        a, mean = 1 - 0.1 * 2.0, REAL.reshape(B, -1).mean(0)
+        total = 0.1 * (1 + a + a**2)
+        expected = -(a**3 * W - total * (IMAGE - mean)) + total * IMAGE
+        np.testing.assert_allclose(grad["gen"]["image"].reshape(-1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("disc_steps", [1, 5])
+def test_a_lazy_penalty_weighs_as_much_as_in_every_move(disc_steps):
+    """Over 16 steps, of a discriminator that stands still: γ/2 ||w||² for each of its moves."""
+    total = {}
+    for every in (1, 16):
+        game, state = game_of(penalties=[penalties.r1(3.0)], penalty_every=every, disc_steps=disc_steps)
+        disc = {"disc": state.players["disc"].params}
+        of = [game.moves[0]] if every == 1 else [game.moves[1]]
+        plain, _ = game_of()[0].moves[0].loss(disc, state, BATCH, KEY)
+        loss = sum(move.loss(disc, state, BATCH, KEY)[0] - (plain if every == 1 else 0) for move in of)
+        total[every] = loss * sum(move.times * 16 / move.every for move in of)
+    assert float(total[1]) == pytest.approx(16 * disc_steps * 3.0 / 2 * np.sum(W**2), rel=1e-5)
+    assert float(total[16]) == pytest.approx(float(total[1]), rel=1e-5)
+
+
 def test_packed_images_stand_side_by_side():
     x = jnp.arange(4 * 1 * 2 * 3).reshape(4, 1, 2, 3)
     y = adversarial.packed(x, 2)
@@ -192,6 +218,10 @@ def test_dragan_stands_near_the_reals():
     keys = adversarial.image_keys(KEY, jnp.arange(B))
     shift = np.asarray(penalties.around(keys, jnp.asarray(REAL), jnp.zeros(0))) - REAL
     assert shift.min() >= 0 and shift.max() <= 0.5 * REAL.std() and len(np.unique(shift)) == shift.size
+    many = jnp.asarray(RNG.normal(size=(2000, 8, 8, 1)), jnp.float32)
+    shift = penalties.around(adversarial.image_keys(KEY, jnp.arange(2000)), many, jnp.zeros(0)) - many
+    found = np.asarray(shift / (0.5 * many.std())).mean((1, 2, 3))  # about α / 2 of an image
+    assert found.mean() == pytest.approx(1 / 4, abs=0.01) and found.std() == pytest.approx(12**-0.5 / 2, abs=0.01)
 
 
 @pytest.mark.parametrize("probability", [0.25, lambda images: images / 8, augment.Adaptive(0.6, 100.0)])

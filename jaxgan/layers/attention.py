@@ -40,7 +40,8 @@ class SelfAttention(nn.Module):
         weights = jax.nn.softmax(logits).astype(self.dtype)  # (b, h w, h w / 4)
         mixed = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(b, h, w, wide)
         gain = self.param("gain", nn.initializers.zeros, ())
-        return x + gain.astype(self.dtype) * pointwise(mixed, c, "out")
+        # The product in float32, rounded once: γ's derivative is a sum over all numbers of a batch.
+        return x + (gain * pointwise(mixed, c, "out").astype(accurate)).astype(self.dtype)
 
 
 def _pooled(x: jax.Array) -> jax.Array:

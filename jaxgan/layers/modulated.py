@@ -31,7 +31,7 @@ def modulated_conv(
       filtered image go on rather than zeros. (The authors' code has the kernel turned by half a circle here.)
     """
     k = w.shape[0]
-    y = x * s[:, None, None].astype(x.dtype)
+    y = _scaled(x, s)
     if up:
         assert k % 2 and k <= 5
         height, width = (2 * n + k - 2 for n in x.shape[1:3])
@@ -43,8 +43,14 @@ def modulated_conv(
         y = conv(y, w.astype(x.dtype), 1, ((k // 2, k // 2), (k // 2, k // 2)))
     if demodulate:
         power = jnp.square(s) @ jnp.sum(jnp.square(w), (0, 1))  # (b, d)
-        y = y * lax.rsqrt(power + epsilon)[:, None, None].astype(x.dtype)
+        y = _scaled(y, lax.rsqrt(power + epsilon))
     return y
+
+
+def _scaled(x: jax.Array, s: jax.Array) -> jax.Array:
+    """x (b, h, w, c), s (b, c), in float32 and rounded once: so the sum over all places in the derivative by s is
+    float32 too."""
+    return (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * s[:, None, None]).astype(x.dtype)
 
 
 class ModulatedConv(nn.Module):

@@ -20,11 +20,13 @@ class BatchNorm(nn.Module):
     with averaged weights needs, whose activations no step of the training has seen (`adversarial.standing`).
 
     num_classes: with labels, every class has a gain and a bias of its own (arXiv:1610.07629, eq. 5).
+    bias_init: of the biases, as `scale_init` of the gains.
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
+    bias_init: Any = nn.initializers.zeros
     dtype: Any = jnp.float32
     num_classes: int = 0
 
@@ -34,10 +36,15 @@ class BatchNorm(nn.Module):
         mean, var = _moments(self, x, self.momentum, train)
         shape = (c,) if label is None else (self.num_classes, c)
         scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        bias = self.param("bias", self.bias_init, shape)
         if label is not None:  # (b, 1, ..., c)
             scale, bias = _over_places(scale[label], x), _over_places(bias[label], x)
         return _normalised(x, mean, var, self.epsilon, scale, bias, self.dtype)
+
+
+def around_one(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """N(1, 0.02²), as gains start in the code of DCGAN's and of BigGAN's authors (there for CIFAR-10)."""
+    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class ConditionalBatchNorm(nn.Module):

@@ -29,7 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxgan.errors import InputError, unknown
 from jaxgan.layers import BatchNorm, Conv, Dense
 from jaxgan.layers.attention import SelfAttention
-from jaxgan.layers.norm import ConditionalBatchNorm
+from jaxgan.layers.norm import ConditionalBatchNorm, around_one
 from jaxgan.models.resnet import down, up
 
 EMBEDDING = 128
@@ -156,7 +156,8 @@ class Generator(nn.Module):
 
         def active(x, condition):
             if kind.tables:
-                norm = BatchNorm(epsilon=kind.epsilon, dtype=self.dtype, num_classes=self.num_classes)
+                starts = {"scale_init": around_one, "bias_init": kind.init} if self.num_classes else {}
+                norm = BatchNorm(epsilon=kind.epsilon, dtype=self.dtype, num_classes=self.num_classes, **starts)
                 return nn.relu(norm(x, train, label))
             norm = ConditionalBatchNorm(epsilon=kind.epsilon, kernel_init=kind.init, spectral=True, dtype=self.dtype)
             return nn.relu(norm(x, condition, train))

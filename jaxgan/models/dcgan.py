@@ -17,13 +17,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgan.layers import BatchNorm, Conv, ConvTranspose
+from jaxgan.layers.norm import around_one
 
 normal = nn.initializers.normal(0.02)
-
-
-def _around_one(key, shape, dtype=jnp.float32):
-    """The scale of batch norm starts at N(1, 0.02²), as in the authors' code."""
-    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 def sizes(shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -51,7 +47,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         def norm(x):
-            return checkpoint_name(nn.relu(BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train)), "block")
+            return checkpoint_name(nn.relu(BatchNorm(scale_init=around_one, dtype=self.dtype)(x, train)), "block")
 
         x = z.astype(self.dtype)
         if label is not None:
@@ -95,7 +91,7 @@ class Discriminator(nn.Module):
             bare = i == 0 or not self.batch_norm
             x = Conv(self.width * 2**i, self.kernel, 2, use_bias=bare, kernel_init=normal, dtype=self.dtype)(x)
             if not bare:
-                x = BatchNorm(scale_init=_around_one, dtype=self.dtype)(x, train)
+                x = BatchNorm(scale_init=around_one, dtype=self.dtype)(x, train)
             x = checkpoint_name(nn.leaky_relu(x, 0.2), "block")
         x = x.astype(jnp.float32)
         if self.auxiliary:

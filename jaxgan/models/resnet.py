@@ -7,8 +7,8 @@ features, WGAN-GP's critic is tamed by its gradient penalty alone and averages. 
 (arXiv:1802.05637, eq. 5). Blocks are two 3x3 convolutions behind ReLUs, with a shortcut that is a 1x1 convolution where
 the image or the channels change.
 
-SAGAN is SNGAN with a spectrally normalised generator too, whose last batch norm knows no classes, and self-attention in
-both players: at 32x32 ("feat32" of its table 1), for images of 32x32 at 16x16.
+SAGAN is SNGAN with a spectrally normalised generator too, and self-attention in both players: at 32x32 ("feat32" of its
+table 1), for images of 32x32 at 16x16.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -58,13 +58,12 @@ PLANS = {
 class Kind(NamedTuple):
     spectral: tuple[bool, bool]  # whether generator and discriminator are spectrally normalised
     inner: Any  # initial weights of the 3x3 convolutions in blocks
-    last_of_classes: bool = True  # whether the generator's last batch norm knows them
 
 
 KINDS = {
     "sngan": Kind((False, True), gained),
     "wgan_gp": Kind((False, False), gained),
-    "sagan": Kind((True, True), plain, False),
+    "sagan": Kind((True, True), plain),
 }
 
 
@@ -106,7 +105,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         base, first, ups, *_, attention = plan(self.variant, self.shape)
-        (spectral, _), inner, last_of_classes = KINDS[self.variant]
+        (spectral, _), inner = KINDS[self.variant]
 
         def active(x, label=label):
             return nn.relu(BatchNorm(num_classes=self.num_classes, dtype=self.dtype)(x, train, label))
@@ -125,7 +124,7 @@ class Generator(nn.Module):
             x = checkpoint_name(block(x, multiple * self.width), "block")
             if attention and i == attention[0]:
                 x = SelfAttention(spectral, plain, self.dtype)(x, train)
-        x = conv(active(x, label if last_of_classes else None), self.shape[2], 3, plain)
+        x = conv(active(x, None), self.shape[2], 3, plain)  # of no class, as the authors of all three have it
         return jnp.tanh(x.astype(jnp.float32))
 
 
@@ -142,7 +141,7 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         *_, widths, halvings, attention = plan(self.variant, self.shape)
-        (_, spectral), inner, _ = KINDS[self.variant]
+        (_, spectral), inner = KINDS[self.variant]
 
         def conv(x, features, kernel, init=inner, down=False):
             layer = Conv(features, kernel, kernel_init=init, spectral=spectral, down=down, dtype=self.dtype)

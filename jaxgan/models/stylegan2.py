@@ -117,7 +117,9 @@ class Styled(nn.Module):
         x = ModulatedConv(self.features, up=self.up, dtype=self.dtype)(x, w)
         strength = self.param("strength", nn.initializers.zeros, ())
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return leaky(x + (strength * noise).astype(self.dtype) + bias.astype(self.dtype), self.clamp)
+        # In float32 and rounded once, for the derivatives by both are sums over all places.
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)) + strength * noise + bias
+        return leaky(x.astype(self.dtype), self.clamp)
 
 
 class Colours(nn.Module):
@@ -203,6 +205,8 @@ class Generator(nn.Module):
         image = self.synthesise(self.map(z, label, train, psi), train)
         return image if train else jnp.clip(image, -1, 1)
 
+    # "highest": where a run is in bfloat16, what stays in float32 would otherwise get products in TF32.
+    @jax.default_matmul_precision("highest")
     def map(
         self, z: jax.Array, label: jax.Array | None = None, train: bool = False, psi: jax.Array | float | None = None
     ) -> jax.Array:
@@ -228,6 +232,7 @@ class Generator(nn.Module):
             ws = jnp.where((mixed & (jnp.arange(n) >= first))[:, :, None], other[:, None], ws)
         return ws
 
+    @jax.default_matmul_precision("highest")
     def synthesise(self, ws: jax.Array, train: bool = False) -> jax.Array:
         """Styles (b, 2 resolutions, width) -> images (b, *shape), not clipped."""
         return self.synthesis(ws, train)
@@ -244,6 +249,7 @@ class Discriminator(nn.Module):
     mixes_batch: ClassVar[bool] = True
 
     @nn.compact
+    @jax.default_matmul_precision("highest")
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         config, levels = plan(self.variant, self.shape), sizes(self.shape)
         features = [channels(config, self.width, size) for size in levels]

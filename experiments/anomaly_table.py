@@ -256,10 +256,9 @@ def peers(task: Task, seed: int) -> dict[str, np.ndarray]:
 
     assert task.test is not None
     found = {}
-    inputs = {
-        "encoded": (task.train, task.test),
-        "standard": tuple(map(task.encoding.standard, (task.train, task.test))),
-    }
+    most = np.finfo(np.float32).max  # trees take float32
+    standard = tuple(np.clip(task.encoding.standard(x), -most, most) for x in (task.train, task.test))
+    inputs = {"encoded": (task.train, task.test), "standard": standard}
     for name, (seen, test) in inputs.items():
         for model in (IsolationForest(random_state=seed), OneClassSVM(), LocalOutlierFactor(novelty=True)):
             found[f"{type(model).__name__}/{name}"] = -model.fit(seen).score_samples(test)

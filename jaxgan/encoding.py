@@ -3,8 +3,9 @@
 Numbers become arcsinh((x - mean) / deviation): close to a standard score within a deviation or two of the mean, and
 logarithmic in the tails. Measurements have heavy ones, and anomalies lie a hundred deviations out, where a network that
 is fed plain standard scores extrapolates wildly; clipping instead makes all that lies outside the same, and takes from
-an anomaly what is anomalous about it. A column that is constant has no deviation: 1 is taken, so that another value is
-as far out as it is away. Words, and numbers that stand for something, become one column a category, 0 or 1 as they are.
+an anomaly what is anomalous about it. Only a standard score that no float64 can hold is clipped, at `FARTHEST`. A
+column that is constant has no deviation: 1 is taken, so that another value is as far out as it is away. Words, and
+numbers that stand for something, become one column a category, 0 or 1 as they are.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from jaxgan.tables import Column, Table
 POLICIES = ("error", "drop", "median")
 AUTO = "auto"
 TINY = 1e-9  # a deviation below this share of the largest number is one of rounding
+FARTHEST = 710.0  # arcsinh of the largest standard scores: the sinh of it is still a float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +159,17 @@ def fit(
         known = column.numbers[np.isfinite(column.numbers)]
         if not len(known):
             raise InputError(f"{table.name}: column {column.name!r} has no value; --drop={column.name} leaves it out")
-        mean, deviation = float(known.mean()), float(known.std())
-        if not deviation > TINY * max(float(np.abs(known).max()), 1e-300):
-            deviation = 1.0
-        columns.append(Numbers(column.name, mean, deviation, float(np.median(known))))
+        columns.append(Numbers(column.name, *_moments(known)))
     return Encoding(tuple(columns), missing, table.header)
+
+
+def _moments(known: np.ndarray) -> tuple[float, float, float]:
+    """Mean, deviation and median of numbers (n,), however large: squares and sums of them may be no float64."""
+    most = float(np.abs(known).max())
+    exponent = math.frexp(most)[1]
+    scaled = np.ldexp(known, -exponent)  # in [-1, 1], and a power of two rounds nothing
+    mean, deviation, median = (math.ldexp(float(x), exponent) for x in (scaled.mean(), scaled.std(), np.median(scaled)))
+    return mean, deviation if deviation > TINY * max(most, 1e-300) else 1.0, median
 
 
 def holes(column: Column) -> np.ndarray:
@@ -208,4 +216,6 @@ def _encoded(ours: Numbers | Words, theirs: Column, places: np.ndarray) -> np.nd
     assert theirs.numbers is not None
     numbers = theirs.numbers[places]
     numbers = np.where(np.isfinite(numbers), numbers, ours.median)
-    return np.arcsinh((numbers - ours.mean) / ours.deviation)[:, None]
+    with np.errstate(over="ignore"):  # of halves, whose difference is always a float64, and the same but for that
+        z = (numbers / 2 - ours.mean / 2) / (ours.deviation / 2)
+    return np.clip(np.arcsinh(z), -FARTHEST, FARTHEST)[:, None]

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from experiments import anomaly as script
 from jaxgan import checkpoint, critic
-from jaxgan.anomaly import bigan, detector, fanogan, ganomaly, joint, parts
+from jaxgan.anomaly import bigan, calibration, detector, fanogan, ganomaly, joint, parts
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
 from jaxgan.several import each, several
@@ -192,6 +192,17 @@ def test_scores_are_standardised_and_p_values_count(games):
     )  # ceil(40 (1 - rate)) = 38th, 20th
     values = np.array([kept[0] - 1, kept[38], kept[38] + 1])
     np.testing.assert_allclose(found.calibration.p_values(values), [1.0, 2 / 40, 1 / 40])
+
+
+def test_what_is_no_number_is_no_score():
+    known = calibration.Calibration({}, {}).keeping(np.arange(5.0))
+    assert known.p_values(np.array([np.inf])) == pytest.approx(1 / 6)
+    with pytest.raises(InputError, match="the score of example 2 is nan, the first of 1 such; expected a number"):
+        known.p_values(np.array([1.0, np.inf, np.nan]))
+    with pytest.raises(InputError, match="the score of the held-out example 1 is inf"):
+        known.keeping(np.array([1.0, np.inf]))
+    with pytest.raises(InputError, match="the residual 'row' of the normal example 1 is inf"):
+        calibration.Calibration.of({"row": np.array([[1.0, 2.0], [1.0, np.inf]])})
 
 
 @pytest.fixture(scope="module")

@@ -293,6 +293,29 @@ def test_a_benchmark(tmp_path, capfd):
     assert code == 0 and again.startswith("breast_cancer: 179") and out.endswith(again), err
 
 
+def test_what_no_float_can_hold_of_a_standard_score_is_anomalous(fitted, tmp_path, capfd):
+    """A cell of 1e30, one of the largest float64 and one of its negative are flagged alike, beside a row as usual."""
+    table = tables.read("breast_cancer")
+    x = np.stack([c.numbers for c in table.columns], 1)[np.flatnonzero(~table.anomalous)[[0, 0, 0, 0]]]
+    x[1:, 9] = 1e30, np.finfo(np.float64).max, -np.finfo(np.float64).max
+    np.save(tmp_path / "new.npy", x)
+    argv = (f"--workdir={fitted}", f"--table={tmp_path}/new.npy", f"--out={tmp_path}/s.csv")
+    code, _, err = run(capfd, "--mode=score", *argv)
+    assert code == 0, err
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["anomalous"] == "1" and np.isfinite(float(row["score"])) for row in rows[1:]), rows
+    assert all(row["p_value"] == rows[1]["p_value"] for row in rows[1:])
+    assert float(rows[2]["score"]) > float(rows[0]["score"])
+
+
+def test_a_table_with_extreme_cells_is_fitted(tmp_path, capfd):
+    table = table_of(tmp_path, [*["1e200,2,3"] * 9, *NUMBERS])  # most of the nine are trained on
+    code, _, err = run(capfd, f"--workdir={tmp_path}/run", table, *QUICK)
+    assert code == 0, err
+    assert 1e197 < tabular.load(tmp_path / "run").encoding.columns[0].mean < 1e200
+
+
 def table_of(tmp_path, lines, name="t.csv"):
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     return f"--table={tmp_path / name}"

@@ -163,6 +163,36 @@ def test_tails_keep_their_order():
     np.testing.assert_allclose(known.decode(x)[:, 0], column, rtol=1e-4, atol=1e-5)
 
 
+def of(*columns):
+    return tables.Table("t", tuple(tables.Column(str(i), i, c) for i, c in enumerate(columns)), len(columns[0]), 0)
+
+
+def test_numbers_of_any_size_are_encoded_in_their_order():
+    """Also those from which a standard score, or the mean of all, would be no float64."""
+    most = np.finfo(np.float64).max
+    known = encoding.fit(of(np.array([-1e-3, 1e-3] * 10)))
+    x, _ = known.encode(of(np.array([0, 1e30, 1e200, most, -most])))
+    np.testing.assert_allclose(x[:4, 0], [0, np.arcsinh(1e33), np.arcsinh(1e203), encoding.FARTHEST], rtol=1e-6)
+    assert x[4] == -x[3] and np.isfinite(known.standard(x)).all()
+
+    columns = np.array([[1e200, 1, 2, 3], [most, -most, most, -most], [most, most, most, most], [5e-324, 0, 0, 0]])
+    known = encoding.fit(of(*columns))
+    json.dumps(known.to_json(), allow_nan=False)
+    for column, kept in zip(columns, known.columns, strict=True):
+        scale = np.abs(column).max() if column.max() > 1 else 1.0
+        assert kept.mean == pytest.approx(scale * np.mean(column / scale), abs=0)
+        assert kept.deviation == pytest.approx(scale * np.std(column / scale) or 1, rel=1e-12)
+        assert kept.median == pytest.approx(scale * np.median(column / scale), rel=1e-9)
+    np.testing.assert_allclose(known.encode(of(*columns))[0][:, 1], np.arcsinh([1, -1, 1, -1]), rtol=1e-6)
+
+
+def test_moments_of_usual_numbers_are_numpy_s_own():
+    found = tables.read("breast_cancer")
+    for column, kept in zip(found.columns, encoding.fit(found).columns, strict=True):
+        x = column.numbers
+        assert (kept.mean, kept.deviation, kept.median) == (x.mean(), x.std(), np.median(x))
+
+
 def test_missing_values(tmp_path):
     lines = ["a,b", "1,x", "?,y", "9,", "inf,x", "2,y"]
     found = table(tmp_path, lines)

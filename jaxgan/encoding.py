@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgan import memory
+from jaxgan import memory, tables
 from jaxgan.errors import InputError
 from jaxgan.tables import Column, Table
 
@@ -197,22 +197,25 @@ def whole(table: Table, missing: str) -> np.ndarray:
 
 def _words(table: Table, column: Column, expected: str) -> InputError:
     assert column.words is not None
-    word = next(cell for cell in column.words if cell and not _number(cell))
+    word = next(cell for cell in column.words if cell and not tables.is_number(cell))
     return InputError(f"{table.name}: column {column.name!r} holds {word[:40]!r}, no number; expected {expected}")
 
 
-def _number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _one_hot(ours: Words, theirs: Column) -> np.ndarray:
+    """Bool (n, width).
+
+    A run of before may keep categories `1.0` beside words, or even `1` and `1.0`: a cell that is written as one of them
+    is that one, and only another is compared as a number.
+    """
+    written, categories = (theirs.texts if theirs.words is None else theirs.words), np.array(ours.categories, np.str_)
+    exact = written[:, None] == categories
+    return np.where(exact.any(1, keepdims=True), exact, theirs.texts[:, None] == tables.alike(categories))
 
 
 def _encoded(ours: Numbers | Words, theirs: Column, places: np.ndarray) -> np.ndarray:
     """(m, width) of the rows at `places`, float64."""
     if isinstance(ours, Words):
-        return (theirs.texts[places, None] == np.array(ours.categories, np.str_)).astype(np.float64)
+        return _one_hot(ours, theirs)[places].astype(np.float64)
     assert theirs.numbers is not None
     numbers = theirs.numbers[places]
     numbers = np.where(np.isfinite(numbers), numbers, ours.median)

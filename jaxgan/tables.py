@@ -42,9 +42,9 @@ class Column(NamedTuple):
 
     @property
     def texts(self) -> np.ndarray:
-        """(n,) text, the same of numbers that are: `1`, `1.0` and `1e0`; "" where missing."""
+        """(n,) text, the same of numbers that are: `1`, `1.0` and `1e0`, also beside words; "" where missing."""
         if self.words is not None:
-            return self.words
+            return alike(self.words)
         assert self.numbers is not None
         return words(self.numbers)
 
@@ -112,6 +112,13 @@ def read(path: str, *, label: str = "", normal: str = "", drop: Sequence[str] = 
 def words(numbers: np.ndarray) -> np.ndarray:
     """Numbers (n,) as text, `1` for 1.0 and "" for NaN."""
     return np.array(["" if math.isnan(x) else repr(x).removesuffix(".0") for x in numbers.tolist()], np.str_)
+
+
+def alike(cells: np.ndarray) -> np.ndarray:
+    """Text (n,), each cell that is a number as `words` writes it."""
+    values, places = np.unique(cells, return_inverse=True)
+    known = [str(words(np.array([float(cell)]))[0]) if is_number(cell) else cell for cell in values.tolist()]
+    return np.array(known, np.str_)[places]
 
 
 def anomalies(labels: np.ndarray, normal: str, name: str) -> np.ndarray:
@@ -241,7 +248,7 @@ def _text(name: str, text: str, header: str) -> Table:
         if len(row) != width:
             raise InputError(f"{name}: line {i + 1} has {len(row)} cells, the first {width}; expected as many in each")
     known = [cell for cell in cells[0] if cell.lower() not in MISSING]
-    named = header == "yes" or (header == "auto" and bool(known) and not any(map(_is_number, known)))
+    named = header == "yes" or (header == "auto" and bool(known) and not any(map(is_number, known)))
     names = cells.pop(0) if named else [str(i) for i in range(width)]
     if not cells:
         raise InputError(f"{name} has a header and no rows; expected some, or --header=no")
@@ -252,7 +259,8 @@ def _text(name: str, text: str, header: str) -> Table:
     return Table(name, columns, len(cells), width, header=named)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is read as one; `1_000`, which Python reads, is none."""
     try:
         float(cell)
     except ValueError:
@@ -262,6 +270,6 @@ def _is_number(cell: str) -> bool:
 
 def _column(name: str, place: int, cells: Sequence[str]) -> Column:
     known = ["" if cell.lower() in MISSING else cell for cell in cells]
-    if all(_is_number(cell) for cell in known if cell):
+    if all(is_number(cell) for cell in known if cell):
         return Column(name, place, np.array([float(cell) if cell else math.nan for cell in known]))
     return Column(name, place, None, np.array(known, np.str_))

@@ -144,6 +144,35 @@ def test_encoding_by_hand(tmp_path):
     np.testing.assert_allclose(new, [[0, 0, 0, 1, 0, np.arcsinh(4)]], atol=1e-7)
 
 
+def test_a_number_is_the_same_category_beside_a_word(tmp_path):
+    """Whether a word stands in the rows that are fitted to, in those that come later, in both or in none."""
+    plain, mixed = ["0.0", "1.0", "2.0"], ["1.0", "2.0", "1e0", "x"]
+    known = encoding.fit(table(tmp_path, plain), ["0"])
+    assert known.names == ("0=0", "0=1", "0=2")
+    expected = [[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], expected)
+    known = encoding.fit(table(tmp_path, mixed), ["0"])
+    assert known.names == ("0=1", "0=2", "0=x")
+    np.testing.assert_array_equal(known.encode(table(tmp_path, plain))[0], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    labels = tables.read(text(tmp_path / "l.csv", ["1,0.0", "2,odd", "3,0"]), label="1", normal="0")
+    np.testing.assert_array_equal(labels.anomalous, [0, 1, 0])
+
+
+def test_categories_that_a_run_keeps_as_they_were_written(tmp_path):
+    kept = {"columns": [{"name": "0", "categories": ["1", "1.0", "2.0", "x"]}], "missing": "error", "header": False}
+    known = encoding.from_json(kept)
+    words = table(tmp_path, ["1", "1.0", "2.0", "x", "y"])
+    np.testing.assert_array_equal(known.encode(words)[0], np.eye(5, 4))
+    numbers = table(tmp_path, ["1.0", "2.0"])  # of which nobody knows any longer how they were written
+    np.testing.assert_array_equal(known.encode(numbers)[0], [[1, 0, 0, 0], [0, 0, 1, 0]])
+
+
+def test_a_number_with_underscores_is_a_word(tmp_path):
+    with pytest.raises(InputError, match="column '0' holds '1_0', no number"):
+        encoding.fit(table(tmp_path, ["2", "1_0"]))
+
+
 def test_rows_that_are_fitted_to(tmp_path):
     """Others have no part in it, but a hole among them is one all the same, under its own number."""
     found = table(tmp_path, ["1", "100", "3", "8"])

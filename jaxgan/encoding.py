@@ -10,6 +10,7 @@ numbers that stand for something, become one column a category, 0 or 1 as they a
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxgan.tables import Column, Table
 POLICIES = ("error", "drop", "median")
 AUTO = "auto"
 TINY = 1e-9  # a deviation below this share of the largest number is one of rounding
+COMMA = re.compile(r"[+-]?[\d.]*(,[\d.]+)+")  # a number as it is written somewhere, but no number
 FARTHEST = 710.0  # arcsinh of the largest standard scores: the sinh of it is still a float64
 
 
@@ -198,6 +200,8 @@ def whole(table: Table, missing: str) -> np.ndarray:
 def _words(table: Table, column: Column, expected: str) -> InputError:
     assert column.words is not None
     word = next(cell for cell in column.words if cell and not tables.is_number(cell))
+    if COMMA.fullmatch(word):
+        expected = f"1234.5 for 1.234,5 or 1,234.5, or {expected}"
     return InputError(f"{table.name}: column {column.name!r} holds {word[:40]!r}, no number; expected {expected}")
 
 

@@ -126,6 +126,51 @@ def table(tmp_path, lines, **options):
     return tables.read(text(tmp_path / "t.csv", lines), **options)
 
 
+@pytest.mark.parametrize("delimiter", ["\t", ";"])
+def test_decimal_commas(delimiter, tmp_path):
+    """Also where the commas cut as evenly, without a header, and beside numbers that have none."""
+    for header in ((), ("a", "b")):
+        lines = [delimiter.join(row) for row in (*([header] if header else []), ("1,5", "2,3"), ("-0,25", "4,1E3"))]
+        found = table(tmp_path, lines)
+        np.testing.assert_array_equal(numbers(found), [[1.5, 2.3], [-0.25, 4100]])
+        assert found.header == bool(header)
+    found = table(tmp_path, [delimiter.join(row) for row in (("7", "x, y", "1,234"), ("", "z", "0,5"))])
+    np.testing.assert_array_equal(found.columns[2].numbers, [1.234, 0.5])
+    assert found.columns[1].words.tolist() == ["x, y", "z"] and np.isnan(found.columns[0].numbers[1])
+
+
+@pytest.mark.parametrize(
+    "lines", [["1,234;5", "2,345;6"], ["1,5;2.5", "2;3"], ["1.234,5;2", "2;3"], ['"1,234",2', "2,3"]]
+)
+def test_commas_that_may_stand_for_something_else(lines, tmp_path):
+    """They are no numbers, and no header."""
+    found = table(tmp_path, lines)
+    assert (found.rows, found.width) == (2, 2)
+    with pytest.raises(InputError, match=r"'1.*', no number; expected 1234.5 for 1.234,5 or 1,234.5, or --categorical"):
+        encoding.fit(found)
+
+
+def test_delimiters_in_quotes_do_not_count(tmp_path):
+    found = table(tmp_path, ['"a,b,c";1', '"d,e,f";2'])
+    assert found.columns[0].words.tolist() == ["a,b,c", "d,e,f"]
+
+
+def test_a_row_may_be_longer_than_a_cell(tmp_path):
+    found = table(tmp_path, [",".join(["1.2345678"] * 20_000)] * 2)
+    assert (found.rows, found.width) == (2, 20_000)
+
+
+def test_a_cell_may_have_lines(tmp_path):
+    lines = ["what,size", '"x\ny",1', "", '"x\n\ny ",2', "  ", "xy,3"]
+    assert table(tmp_path, lines).columns[0].words.tolist() == ["x\ny", "x\n\ny", "xy"]
+    (tmp_path / "dos.csv").write_bytes(b'"x\r\ny",1\r\n\r\nxy,3\r\n')
+    assert tables.read(str(tmp_path / "dos.csv")).columns[0].words.tolist() == ["x\r\ny", "xy"]
+    # One that is empty is a missing value, a line that is blank nothing.
+    np.testing.assert_array_equal(numbers(table(tmp_path, ["1", '""', "", "3"])), [[1], [np.nan], [3]])
+    with pytest.raises(InputError, match="line 5 has 1 cells, the first 2"):
+        table(tmp_path, ['"x\ny",1', "", "y,2", "z"])
+
+
 def test_encoding_by_hand(tmp_path):
     found = table(tmp_path, ["size,kind,code,flat", "1,b,1,5", "3,a,2.0,5", "8,b,2,5"])
     known = encoding.fit(found, ["auto", "code"])

@@ -152,6 +152,8 @@ def fit(
     # Each column by the rows that it has; a row is dropped only from what is encoded.
     places = np.arange(table.rows) if missing == "median" else whole(table, missing)
     kept = table.take(places if rows is None else np.intersect1d(places, rows))
+    if not kept.rows:
+        raise InputError(f"{table.name}: each row to fit to lacks a value; expected --missing=median")
     columns: list[Numbers | Words] = []
     for i, column in enumerate(kept.columns):
         if i in named:
@@ -160,7 +162,10 @@ def fit(
         assert column.numbers is not None
         known = column.numbers[np.isfinite(column.numbers)]
         if not len(known):
-            raise InputError(f"{table.name}: column {column.name!r} has no value; --drop={column.name} leaves it out")
+            seen = "" if kept.rows == table.rows else f" in the {kept.rows:,} rows to fit to"
+            raise InputError(
+                f"{table.name}: column {column.name!r} has no value{seen}; --drop={column.name} leaves it out"
+            )
         columns.append(Numbers(column.name, *_moments(known)))
     return Encoding(tuple(columns), missing, table.header)
 

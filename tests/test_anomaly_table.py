@@ -321,7 +321,25 @@ def table_of(tmp_path, lines, name="t.csv"):
     return f"--table={tmp_path / name}"
 
 
+HOLES = [f"{i},,{i % 10 == 0:d}" for i in range(95)]
 NUMBERS = [f"{i},{i % 7},{i % 10 == 0:d}" for i in range(300)]
+
+
+def test_rows_with_holes_are_dropped_before_others_are_counted(tmp_path):
+    """What is left is split as the same table without them; so is a test table, and both are described."""
+    mixed = [line for both in zip(NUMBERS, HOLES * 4, strict=False) for line in both]
+    holes, plain = (
+        tables.read(table_of(tmp_path, lines).removeprefix("--table="), label="2") for lines in (mixed, NUMBERS)
+    )
+    config = anomaly_table.Config(missing="drop")
+    for halves in (False, True):
+        for test in (False, True):
+            a, b = (anomaly_table.encoded(config, x, x if test else None, 1, halves) for x in (holes, plain))
+            assert a.encoding == b.encoding
+            for one, other in zip(a[1:], b[1:], strict=True):
+                np.testing.assert_array_equal(one, other)
+            a, b = (anomaly_table.describe(config, x, x if test else None) for x in (holes, plain))
+            assert a == b and "30 anomalous" in a
 
 
 @pytest.mark.parametrize(
@@ -334,6 +352,10 @@ NUMBERS = [f"{i},{i % 7},{i % 10 == 0:d}" for i in range(300)]
         ([f"{i},1" for i in range(300)], ("--label=-1", "--normal=1"), "all 300 rows of"),
         ([""], (), "is empty"),
         (NUMBERS[:30], ("--label=2",), "has 27 normal rows"),
+        ([*NUMBERS[:5], *HOLES], ("--missing=drop",), "5 normal rows without a missing value, 4 to train on and 1 to"),
+        ([*NUMBERS[:2], *HOLES], ("--missing=drop",), "has 2 normal rows without a missing value"),
+        (HOLES, ("--missing=drop",), "each of 95 rows lacks a value; expected --missing=median"),
+        ([*NUMBERS[1:10], *HOLES], ("--missing=drop", "--label=-1"), "all 9 rows without a missing value of"),
         (NUMBERS[:70], (), "14 normal scores .* expected 19 or more"),
         (NUMBERS, ("--label=3",), "no such column; expected a number from 0 to 2"),
         (NUMBERS, ("--method=joints",), "did you mean 'joint'"),

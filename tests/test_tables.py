@@ -283,8 +283,12 @@ def test_missing_values(tmp_path):
     np.testing.assert_allclose(x[2], [np.arcsinh((9 - 4) / known.columns[0].deviation), 0, 0], rtol=1e-6)
     with pytest.raises(InputError, match="each of 2 rows lacks a value"):
         encoding.fit(table(tmp_path, ["1,", ",2"]), (), "drop")
-    with pytest.raises(InputError, match="column '1' has no value"):
+    with pytest.raises(InputError, match="column '1' has no value; --drop=1"):
         encoding.fit(table(tmp_path, ["1,", "2,"]), (), "median")
+    with pytest.raises(InputError, match="column '1' has no value in the 1 rows to fit to; --drop=1"):
+        encoding.fit(table(tmp_path, ["1,", "2,3"]), (), "median", np.array([0]))
+    with pytest.raises(InputError, match="each row to fit to lacks a value; expected --missing=median"):
+        encoding.fit(table(tmp_path, ["1,", "2,3"]), (), "drop", np.array([0]))
 
 
 def test_columns_that_do_not_fit(tmp_path):

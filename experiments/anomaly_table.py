@@ -37,6 +37,10 @@ from jaxgan.tables import Table
 
 LEAST = 10  # rows to train on, and to hold out
 SEEN = 10_000  # training rows that say how large residuals are
+UNUSED = anomaly_scores.UNUSED | {  # {why: flags}
+    "it is for images": ("split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images", "mirror"),
+    "nothing is drawn on the way": ("sample_every",),
+}
 LATENT = 32  # dimensions of the latent, at most, where none are asked for: half as many as columns
 
 
@@ -89,6 +93,7 @@ def check(config: Config) -> None:
         raise InputError(f"--latent={config.latent}: expected at least 1, or 0 for half of the columns")
     if config.dataset != Common.dataset:
         raise InputError(f"--dataset={config.dataset} is for images; expected --table=FILE")
+    anomaly_scores.refuse(config, UNUSED)
     if not config.table or (len(config.table) > 1 and config.mode != "benchmark"):
         raise InputError(f"--table={','.join(config.table)}: expected one; only --mode=benchmark takes several")
     if config.test_table and (config.mode == "score" or len(config.table) > 1):

@@ -294,6 +294,20 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (fit, f"--dataset=npz:{tmp_path}/few.npz", "--normal=3"): "has no classes; expected --normal=",
         (fit, f"--dataset=folder:{tmp_path}/empty"): "no images in",
         (fit, f"--dataset=folder:{tmp_path}/mixed"): "--size",
+        (
+            fit,
+            f"--dataset=npz:{tmp_path}/few.npz",
+            "--test_split=test",
+        ): "--test_split=test has no effect: nothing",
+        (
+            fit,
+            "--normal=",
+            "--test_split=test",
+        ): "is measured without a class that is normal; expected none, or --test_split=",
+        (fit, "--loss=hinge"): "--loss=hinge has no effect: networks and losses are those of --method; expected none",
+        (fit, "--model=mlp"): "--model=mlp has no effect",
+        (fit, "--eval_every=5"): "--eval_every=5 has no effect: nothing is evaluated on the way",
+        (fit, "--eval_samples=5"): "--eval_samples=5 has no effect",
         (fit, "--method=jont"): "did you mean 'joint'",
         (fit, "--seeds=0"): "--seeds=0: expected at least 1",
         (fit, "--out=a.csv"): "is for --mode=score",
@@ -318,6 +332,12 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         code, _, err = here(capfd, *arguments, script=script)
         assert code == 2 and expected in err and err.count("\n") == 1, (arguments, code, err)
         assert snapshot(tmp_path) == before, arguments
+
+
+def test_flags_that_say_what_is_so_anyway_are_none_too_many(trained, tmp_path):
+    """A run's own flags.txt, of all flags, goes on being accepted, and so is an evaluation every 0 steps."""
+    for argv in ([f"--flagfile={trained}/flags.txt"], ["--eval_every=0", f"--workdir={tmp_path}/run"]):
+        script.check(script.flags.parse(script.Config, script.PRESETS, argv))
 
 
 def test_a_method_outside_jaxgan_is_not_run(trained, tmp_path):

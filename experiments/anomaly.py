@@ -85,6 +85,7 @@ def check(config: Config) -> None:
     anomaly_scores.check(config, ("width", "latent", "seeds", "gan_steps", "num_heatmaps"), folders=("heatmaps",))
     if config.gan_steps >= 2**31:
         raise InputError(f"--gan_steps={config.gan_steps}: expected at most {2**31 - 1:,}")
+    anomaly_scores.refuse(config, anomaly_scores.UNUSED)
 
 
 def main(config: Config) -> None:
@@ -128,6 +129,7 @@ def tasks(config: Config) -> list[Task]:
     if not config.normal or source.num_classes == 0:
         if config.normal not in ("", "all"):
             raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
+        anomaly_scores.refuse(config, {"nothing is measured without a class that is normal": ("test_split",)})
         return [_task(config, "", source, rows, None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")

@@ -1,8 +1,9 @@
 """What scoring images (experiments/anomaly.py) and rows of tables (experiments/anomaly_table.py) have in common."""
 
 import csv
+import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from jaxgan import files
 from jaxgan.anomaly.calibration import Calibration
 from jaxgan.errors import InputError
+
+# Flags of every experiment that change nothing in either script: {why: names}.
+UNUSED = {
+    "networks and losses are those of --method": ("model", "loss"),
+    "nothing is evaluated on the way": ("eval_every", "eval_samples"),
+}
 
 
 def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> None:
@@ -36,6 +43,16 @@ def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> 
         raise InputError(f"--out={config.out}: expected a name that ends in .csv, as in --mode=score --out=scores.csv")
     for name in given:
         files.destination(f"--{name}", getattr(config, name), config.overwrite, folder=name in folders)
+
+
+def refuse(config: Any, unused: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError for one of these flags, {why it changes nothing: names}, unless it is 0 or its default."""
+    names = {name: why for why, names in unused.items() for name in names}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value not in (field.default, 0):
+            flag, why = f"--{field.name}", names[field.name]
+            raise InputError(f"{flag}={value} has no effect: {why}; expected none, or {flag}={field.default}")
 
 
 def write(

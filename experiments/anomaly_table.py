@@ -37,6 +37,10 @@ from jaxgan.tables import Table
 
 LEAST = 10  # rows to train on, and to hold out
 SEEN = 10_000  # training rows that say how large residuals are
+UNUSED = anomaly_scores.UNUSED | {  # {why: flags}
+    "it is for images": ("split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images", "mirror"),
+    "nothing is drawn on the way": ("sample_every",),
+}
 LATENT = 32  # dimensions of the latent, at most, where none are asked for: half as many as columns
 
 
@@ -89,6 +93,7 @@ def check(config: Config) -> None:
         raise InputError(f"--latent={config.latent}: expected at least 1, or 0 for half of the columns")
     if config.dataset != Common.dataset:
         raise InputError(f"--dataset={config.dataset} is for images; expected --table=FILE")
+    anomaly_scores.refuse(config, UNUSED)
     if not config.table or (len(config.table) > 1 and config.mode != "benchmark"):
         raise InputError(f"--table={','.join(config.table)}: expected one; only --mode=benchmark takes several")
     if config.test_table and (config.mode == "score" or len(config.table) > 1):
@@ -124,14 +129,27 @@ class Task(NamedTuple):
     anomalous: np.ndarray | None
 
 
-def normal_rows(table: Table) -> np.ndarray:
-    """Places of the normal rows in `table`. Raises InputError for labels of one class."""
+def kept(config: Config, table: Table) -> np.ndarray:
+    """Places of the rows that are not dropped for a missing value."""
+    return encoding.whole(table, "drop") if config.missing == "drop" else np.arange(table.rows)
+
+
+def normal_rows(config: Config, table: Table) -> np.ndarray:
+    """Places of the normal rows among those kept of `table`. Raises InputError for labels of one class."""
+    places = kept(config, table)
     if table.anomalous is None:
-        return np.arange(table.rows)
-    if table.anomalous.all() or not table.anomalous.any():
-        kind = "anomalous" if table.anomalous.all() else "normal"
-        raise InputError(f"all {table.rows} rows of {table.name} are {kind} by their labels; expected some of both")
-    return np.flatnonzero(~table.anomalous)
+        return places
+    anomalous = table.anomalous[places]
+    if anomalous.all() or not anomalous.any():
+        kind = "anomalous" if anomalous.all() else "normal"
+        rows = f"{len(places)} rows{without(table, places)} of {table.name}"
+        raise InputError(f"all {rows} are {kind} by their labels; expected some of both")
+    return places[~anomalous]
+
+
+def without(table: Table, places: np.ndarray) -> str:
+    """What is to be said of the rows that are kept, if some are not."""
+    return "" if len(places) == table.rows else " without a missing value"
 
 
 def encoded(config: Config, table: Table, test: Table | None, seed: int, halves: bool) -> Task:
@@ -141,24 +159,24 @@ def encoded(config: Config, table: Table, test: Table | None, seed: int, halves:
     """
     if test is not None and (table.anomalous is None) != (test.anomalous is None):
         raise InputError(f"{(table if table.anomalous is None else test).name} has no labels; the other table has")
-    rows = np.random.default_rng(seed).permutation(normal_rows(table))
+    rows = np.random.default_rng(seed).permutation(normal_rows(config, table))
     own = halves and test is None
-    kept, rest = (rows[::2], rows[1::2]) if own else (rows, rows[:0])
-    held = np.arange(len(kept)) % config.held_out == 0
-    train = kept if halves else kept[~held]
+    first, rest = (rows[::2], rows[1::2]) if own else (rows, rows[:0])
+    held = np.arange(len(first)) % config.held_out == 0
+    train = first if halves else first[~held]
     if min(len(train), held.sum()) < LEAST:
         raise InputError(
-            f"{table.name} has {len(rows)} normal rows, {len(train)} to train on and {held.sum()} to hold out; "
-            f"expected at least {LEAST} of each"
+            f"{table.name} has {len(rows)} normal rows{without(table, kept(config, table))}, {len(train)} to train on "
+            f"and {held.sum()} to hold out; expected at least {LEAST} of each"
         )
     known = encoding.fit(table, config.categorical, config.missing, train)
-    seen, outside = (known.encode(table.take(part))[0] for part in (train, kept[held]))
+    seen, outside = (known.encode(table.take(part))[0] for part in (train, first[held]))
     if table.anomalous is None:
         return Task(known, seen, outside, None, None)
     if test is None:
-        test = table.take(np.concatenate([rest if own else kept[held], np.flatnonzero(table.anomalous)]))
+        test = table.take(np.concatenate([rest if own else first[held], np.flatnonzero(table.anomalous)]))
     else:
-        normal_rows(test)  # has some of both
+        normal_rows(config, test)  # has some of both
     tested, places = known.encode(test)
     assert test.anomalous is not None
     return Task(known, seen, outside, tested, test.anomalous[places])
@@ -190,7 +208,9 @@ def fit(config: Config) -> None:
     table = read(config, config.table[0])
     test = read(config, config.test_table) if config.test_table else None
     if table.anomalous is None and test is None:
-        print(f"{table.name} has no labels that are known of: all {table.rows:,} rows are taken to be normal")
+        places = kept(config, table)
+        rows = f"all {len(places):,} rows{without(table, places)} are taken to be normal"
+        print(f"{table.name} has no labels that are known of: {rows}")
     task = encoded(config, table, test, config.seed, halves=False)
     calibration.find(config.method)
     detection.threshold(np.arange(len(task.held)), config.false_positive_rate)  # there are enough for one
@@ -256,10 +276,9 @@ def peers(task: Task, seed: int) -> dict[str, np.ndarray]:
 
     assert task.test is not None
     found = {}
-    inputs = {
-        "encoded": (task.train, task.test),
-        "standard": tuple(map(task.encoding.standard, (task.train, task.test))),
-    }
+    most = np.finfo(np.float32).max  # trees take float32
+    standard = tuple(np.clip(task.encoding.standard(x), -most, most) for x in (task.train, task.test))
+    inputs = {"encoded": (task.train, task.test), "standard": standard}
     for name, (seen, test) in inputs.items():
         for model in (IsolationForest(random_state=seed), OneClassSVM(), LocalOutlierFactor(novelty=True)):
             found[f"{type(model).__name__}/{name}"] = -model.fit(seen).score_samples(test)
@@ -305,7 +324,7 @@ def benchmark(config: Config) -> None:
                     files.write(home / "figures.json", measures)
             cases.append(json.loads((home / "figures.json").read_text()))
         results[names[path]] = cases
-        print(f"{names[path]}: {describe(table, test)}\n{shown(config.method, cases)}", flush=True)
+        print(f"{names[path]}: {describe(config, table, test)}\n{shown(config.method, cases)}", flush=True)
     written = {"config": dataclasses.asdict(config), "tables": results}
     with workdir.storing(config):
         files.write(workdir.of(config) / "benchmark.json", json.dumps(written, indent=1) + "\n")
@@ -325,14 +344,13 @@ def case(config: Config, task: Task, devices: list[jax.Device]) -> dict[str, Any
     return {"seconds": seconds} | {name: measured(scores, task.anomalous) for name, scores in rows.items()}
 
 
-def describe(table: Table, test: Table | None) -> str:
-    assert table.anomalous is not None
+def describe(config: Config, table: Table, test: Table | None) -> str:
     tested = table if test is None else test
-    assert tested.anomalous is not None
-    normal = int((~table.anomalous).sum())
+    normal, known = len(normal_rows(config, table)), len(normal_rows(config, tested))
     seen = normal if test is not None else -(-normal // 2)
-    kept = int((~tested.anomalous).sum()) - (0 if test is not None else seen)
-    return f"{seen:,} normal rows to train on, {kept:,} normal and {int(tested.anomalous.sum()):,} anomalous to test on"
+    rest = known - (0 if test is not None else seen)
+    anomalous = len(kept(config, tested)) - known
+    return f"{seen:,} normal rows to train on, {rest:,} normal and {anomalous:,} anomalous to test on"
 
 
 def shown(method: str, cases: Sequence[dict[str, Any]]) -> str:

@@ -3,24 +3,28 @@
 Numbers become arcsinh((x - mean) / deviation): close to a standard score within a deviation or two of the mean, and
 logarithmic in the tails. Measurements have heavy ones, and anomalies lie a hundred deviations out, where a network that
 is fed plain standard scores extrapolates wildly; clipping instead makes all that lies outside the same, and takes from
-an anomaly what is anomalous about it. A column that is constant has no deviation: 1 is taken, so that another value is
-as far out as it is away. Words, and numbers that stand for something, become one column a category, 0 or 1 as they are.
+an anomaly what is anomalous about it. Only a standard score that no float64 can hold is clipped, at `FARTHEST`. A
+column that is constant has no deviation: 1 is taken, so that another value is as far out as it is away. Words, and
+numbers that stand for something, become one column a category, 0 or 1 as they are.
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxgan import memory
+from jaxgan import memory, tables
 from jaxgan.errors import InputError
 from jaxgan.tables import Column, Table
 
 POLICIES = ("error", "drop", "median")
 AUTO = "auto"
 TINY = 1e-9  # a deviation below this share of the largest number is one of rounding
+COMMA = re.compile(r"[+-]?[\d.]*(,[\d.]+)+")  # a number as it is written somewhere, but no number
+FARTHEST = 710.0  # arcsinh of the largest standard scores: the sinh of it is still a float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +152,8 @@ def fit(
     # Each column by the rows that it has; a row is dropped only from what is encoded.
     places = np.arange(table.rows) if missing == "median" else whole(table, missing)
     kept = table.take(places if rows is None else np.intersect1d(places, rows))
+    if not kept.rows:
+        raise InputError(f"{table.name}: each row to fit to lacks a value; expected --missing=median")
     columns: list[Numbers | Words] = []
     for i, column in enumerate(kept.columns):
         if i in named:
@@ -156,12 +162,21 @@ def fit(
         assert column.numbers is not None
         known = column.numbers[np.isfinite(column.numbers)]
         if not len(known):
-            raise InputError(f"{table.name}: column {column.name!r} has no value; --drop={column.name} leaves it out")
-        mean, deviation = float(known.mean()), float(known.std())
-        if not deviation > TINY * max(float(np.abs(known).max()), 1e-300):
-            deviation = 1.0
-        columns.append(Numbers(column.name, mean, deviation, float(np.median(known))))
+            seen = "" if kept.rows == table.rows else f" in the {kept.rows:,} rows to fit to"
+            raise InputError(
+                f"{table.name}: column {column.name!r} has no value{seen}; --drop={column.name} leaves it out"
+            )
+        columns.append(Numbers(column.name, *_moments(known)))
     return Encoding(tuple(columns), missing, table.header)
+
+
+def _moments(known: np.ndarray) -> tuple[float, float, float]:
+    """Mean, deviation and median of numbers (n,), however large: squares and sums of them may be no float64."""
+    most = float(np.abs(known).max())
+    exponent = math.frexp(most)[1]
+    scaled = np.ldexp(known, -exponent)  # in [-1, 1], and a power of two rounds nothing
+    mean, deviation, median = (math.ldexp(float(x), exponent) for x in (scaled.mean(), scaled.std(), np.median(scaled)))
+    return mean, deviation if deviation > TINY * max(most, 1e-300) else 1.0, median
 
 
 def holes(column: Column) -> np.ndarray:
@@ -189,23 +204,30 @@ def whole(table: Table, missing: str) -> np.ndarray:
 
 def _words(table: Table, column: Column, expected: str) -> InputError:
     assert column.words is not None
-    word = next(cell for cell in column.words if cell and not _number(cell))
+    word = next(cell for cell in column.words if cell and not tables.is_number(cell))
+    if COMMA.fullmatch(word):
+        expected = f"1234.5 for 1.234,5 or 1,234.5, or {expected}"
     return InputError(f"{table.name}: column {column.name!r} holds {word[:40]!r}, no number; expected {expected}")
 
 
-def _number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _one_hot(ours: Words, theirs: Column) -> np.ndarray:
+    """Bool (n, width).
+
+    A run of before may keep categories `1.0` beside words, or even `1` and `1.0`: a cell that is written as one of them
+    is that one, and only another is compared as a number.
+    """
+    written, categories = (theirs.texts if theirs.words is None else theirs.words), np.array(ours.categories, np.str_)
+    exact = written[:, None] == categories
+    return np.where(exact.any(1, keepdims=True), exact, theirs.texts[:, None] == tables.alike(categories))
 
 
 def _encoded(ours: Numbers | Words, theirs: Column, places: np.ndarray) -> np.ndarray:
     """(m, width) of the rows at `places`, float64."""
     if isinstance(ours, Words):
-        return (theirs.texts[places, None] == np.array(ours.categories, np.str_)).astype(np.float64)
+        return _one_hot(ours, theirs)[places].astype(np.float64)
     assert theirs.numbers is not None
     numbers = theirs.numbers[places]
     numbers = np.where(np.isfinite(numbers), numbers, ours.median)
-    return np.arcsinh((numbers - ours.mean) / ours.deviation)[:, None]
+    with np.errstate(over="ignore"):  # of halves, whose difference is always a float64, and the same but for that
+        z = (numbers / 2 - ours.mean / 2) / (ours.deviation / 2)
+    return np.clip(np.arcsinh(z), -FARTHEST, FARTHEST)[:, None]

@@ -105,7 +105,8 @@ def _table(table: Table) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, float | np.floating):
         value = float(value)
-        return "–" if not np.isfinite(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        # From 999.5 on, three digits would be written 1e+03.
+        return "–" if not np.isfinite(value) else f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
     return str(value)
 
 

@@ -3,7 +3,8 @@
     npz, mat    X (n, d) and, if there, y (n,), or one array of any name; MATLAB's up to version 7.2
     npy         one array
     csv, tsv, txt, data, each with .gz or without
-                commas, tabs or semicolons; a first row without a number is a header
+                commas, tabs or semicolons; a first row without a number is a header; beside tabs and semicolons
+                numbers may have a decimal comma
 
 A name of `BUNDLED` is a table inside the installation.
 """
@@ -12,9 +13,12 @@ import contextlib
 import csv
 import dataclasses
 import gzip
+import io
+import itertools
 import math
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +32,9 @@ TEXT, ARRAYS = (".csv", ".tsv", ".txt", ".data"), (".npz", ".npy", ".mat")
 BUNDLED = ("breast_cancer",)
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 DELIMITERS = ",\t;"
-SNIFFED = 20  # lines of which each has as many delimiters
+SNIFFED = 20  # rows of which each has as many delimiters
+DECIMAL = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be either
 SWOLLEN = 40  # times its length a text takes while it is read: a cell is a Python string
 
 
@@ -42,9 +48,9 @@ class Column(NamedTuple):
 
     @property
     def texts(self) -> np.ndarray:
-        """(n,) text, the same of numbers that are: `1`, `1.0` and `1e0`; "" where missing."""
+        """(n,) text, the same of numbers that are: `1`, `1.0` and `1e0`, also beside words; "" where missing."""
         if self.words is not None:
-            return self.words
+            return alike(self.words)
         assert self.numbers is not None
         return words(self.numbers)
 
@@ -112,6 +118,13 @@ def read(path: str, *, label: str = "", normal: str = "", drop: Sequence[str] = 
 def words(numbers: np.ndarray) -> np.ndarray:
     """Numbers (n,) as text, `1` for 1.0 and "" for NaN."""
     return np.array(["" if math.isnan(x) else repr(x).removesuffix(".0") for x in numbers.tolist()], np.str_)
+
+
+def alike(cells: np.ndarray) -> np.ndarray:
+    """Text (n,), each cell that is a number as `words` writes it."""
+    values, places = np.unique(cells, return_inverse=True)
+    known = [str(words(np.array([float(cell)]))[0]) if is_number(cell) else cell for cell in values.tolist()]
+    return np.array(known, np.str_)[places]
 
 
 def anomalies(labels: np.ndarray, normal: str, name: str) -> np.ndarray:
@@ -227,21 +240,21 @@ def _characters(file: epath.Path, path: str) -> str:
 
 
 def _text(name: str, text: str, header: str) -> Table:
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
+    if not text.strip():
         raise InputError(f"{name} is empty; expected a table")
-    heads = lines[:SNIFFED]
-    even = {d: {len(row) for row in csv.reader(heads, delimiter=d)} for d in DELIMITERS}
-    # One that cuts these lines into as many cells each; else the most of the first, and the line that differs is named.
-    first = {d: heads[0].count(d) for d in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda d: (first[d] > 0 and len(even[d]) == 1, first[d]))
-    cells = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    delimiter = _delimiter(text)
+    cells: list[list[str]] = []
+    for line, row in _rows(text, delimiter):
+        cells.append(row)
+        if len(row) != len(cells[0]):
+            counted = f"line {line} has {len(row)} cells, the first {len(cells[0])}"
+            raise InputError(f"{name}: {counted}; expected as many in each")
+    if delimiter != "," and "," in text:
+        cells = _with_points(cells)
     width = len(cells[0])
-    for i, row in enumerate(cells):
-        if len(row) != width:
-            raise InputError(f"{name}: line {i + 1} has {len(row)} cells, the first {width}; expected as many in each")
     known = [cell for cell in cells[0] if cell.lower() not in MISSING]
-    named = header == "yes" or (header == "auto" and bool(known) and not any(map(_is_number, known)))
+    number = any(is_number(cell) or DECIMAL.fullmatch(cell) for cell in known)
+    named = header == "yes" or (header == "auto" and bool(known) and not number)
     names = cells.pop(0) if named else [str(i) for i in range(width)]
     if not cells:
         raise InputError(f"{name} has a header and no rows; expected some, or --header=no")
@@ -252,7 +265,52 @@ def _text(name: str, text: str, header: str) -> Table:
     return Table(name, columns, len(cells), width, header=named)
 
 
-def _is_number(cell: str) -> bool:
+def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of its (last) line, from 1, and the cells of each row that is not blank; a cell may have lines."""
+    blank = True
+
+    def lines() -> Iterator[str]:
+        nonlocal blank
+        for line in io.StringIO(text, newline=""):
+            blank = blank and line.isspace()
+            yield line
+
+    read = csv.reader(lines(), delimiter=delimiter)
+    for row in read:
+        if not blank:
+            yield read.line_num, [cell.strip() for cell in row]
+        blank = True
+
+
+def _delimiter(text: str) -> str:
+    heads = {}
+    for d in DELIMITERS:
+        with contextlib.suppress(csv.Error):  # a row that it does not cut may be longer than a cell can be
+            heads[d] = [row for _, row in itertools.islice(_rows(text, d), SNIFFED)]
+    even = {d: len(rows[0]) > 1 and len({len(row) for row in rows}) == 1 for d, rows in heads.items()}
+    # Where all commas are those of numbers, they cut as evenly as what stands between the numbers.
+    for d in (d for d in even if even[d] and d != ","):
+        commas = [cell for row in heads[d] for cell in row if "," in cell]
+        if commas and all(map(DECIMAL.fullmatch, commas)):
+            return d
+    # One that cuts these rows into as many cells each; else the most of the first, and the line that differs is named.
+    return max(heads, key=lambda d: (even[d], len(heads[d][0])), default=",")
+
+
+def _with_points(rows: list[list[str]]) -> list[list[str]]:
+    """With a point for the decimal comma, unless a number has a point, or each comma may be one between thousands.
+
+    What then has a comma stays a word, which `encoding` refuses where it expects a number.
+    """
+    commas = [cell for row in rows for cell in row if DECIMAL.fullmatch(cell)]
+    pointed = any("." in cell and is_number(cell) for row in rows for cell in row)
+    if pointed or all(map(THOUSANDS.fullmatch, commas)):
+        return rows
+    return [[cell.replace(",", ".") if DECIMAL.fullmatch(cell) else cell for cell in row] for row in rows]
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is read as one; `1_000`, which Python reads, is none."""
     try:
         float(cell)
     except ValueError:
@@ -262,6 +320,6 @@ def _is_number(cell: str) -> bool:
 
 def _column(name: str, place: int, cells: Sequence[str]) -> Column:
     known = ["" if cell.lower() in MISSING else cell for cell in cells]
-    if all(_is_number(cell) for cell in known if cell):
+    if all(is_number(cell) for cell in known if cell):
         return Column(name, place, np.array([float(cell) if cell else math.nan for cell in known]))
     return Column(name, place, None, np.array(known, np.str_))

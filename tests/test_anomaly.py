@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from experiments import anomaly as script
 from jaxgan import checkpoint, critic, data
-from jaxgan.anomaly import bigan, detector, fanogan, ganomaly, joint, parts
+from jaxgan.anomaly import bigan, calibration, detector, fanogan, ganomaly, joint, parts
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
 from jaxgan.several import each, several
@@ -195,6 +195,17 @@ def test_scores_are_standardised_and_p_values_count(games):
     np.testing.assert_allclose(found.calibration.p_values(values), [1.0, 2 / 40, 1 / 40])
 
 
+def test_what_is_no_number_is_no_score():
+    known = calibration.Calibration({}, {}).keeping(np.arange(5.0))
+    assert known.p_values(np.array([np.inf])) == pytest.approx(1 / 6)
+    with pytest.raises(InputError, match="the score of example 2 is nan, the first of 1 such; expected a number"):
+        known.p_values(np.array([1.0, np.inf, np.nan]))
+    with pytest.raises(InputError, match="the score of the held-out example 1 is inf"):
+        known.keeping(np.array([1.0, np.inf]))
+    with pytest.raises(InputError, match="the residual 'row' of the normal example 1 is inf"):
+        calibration.Calibration.of({"row": np.array([[1.0, 2.0], [1.0, np.inf]])})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A short run on one digit."""
@@ -305,6 +316,20 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (fit, f"--dataset=npz:{tmp_path}/few.npz", "--normal=3"): "has no classes; expected --normal=",
         (fit, f"--dataset=folder:{tmp_path}/empty"): "no images in",
         (fit, f"--dataset=folder:{tmp_path}/mixed"): "--size",
+        (
+            fit,
+            f"--dataset=npz:{tmp_path}/few.npz",
+            "--test_split=test",
+        ): "--test_split=test has no effect: nothing",
+        (
+            fit,
+            "--normal=",
+            "--test_split=test",
+        ): "is measured without a class that is normal; expected none, or --test_split=",
+        (fit, "--loss=hinge"): "--loss=hinge has no effect: networks and losses are those of --method; expected none",
+        (fit, "--model=mlp"): "--model=mlp has no effect",
+        (fit, "--eval_every=5"): "--eval_every=5 has no effect: nothing is evaluated on the way",
+        (fit, "--eval_samples=5"): "--eval_samples=5 has no effect",
         (fit, "--method=jont"): "did you mean 'joint'",
         (fit, "--seeds=0"): "--seeds=0: expected at least 1",
         (fit, "--out=a.csv"): "is for --mode=score",
@@ -329,6 +354,12 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         code, _, err = here(capfd, *arguments, script=script)
         assert code == 2 and expected in err and err.count("\n") == 1, (arguments, code, err)
         assert snapshot(tmp_path) == before, arguments
+
+
+def test_flags_that_say_what_is_so_anyway_are_none_too_many(trained, tmp_path):
+    """A run's own flags.txt, of all flags, goes on being accepted, and so is an evaluation every 0 steps."""
+    for argv in ([f"--flagfile={trained}/flags.txt"], ["--eval_every=0", f"--workdir={tmp_path}/run"]):
+        script.check(script.flags.parse(script.Config, script.PRESETS, argv))
 
 
 def test_a_method_outside_jaxgan_is_not_run(trained, tmp_path):

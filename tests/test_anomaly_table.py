@@ -293,12 +293,53 @@ def test_a_benchmark(tmp_path, capfd):
     assert code == 0 and again.startswith("breast_cancer: 179") and out.endswith(again), err
 
 
+def test_what_no_float_can_hold_of_a_standard_score_is_anomalous(fitted, tmp_path, capfd):
+    """A cell of 1e30, one of the largest float64 and one of its negative are flagged alike, beside a row as usual."""
+    table = tables.read("breast_cancer")
+    x = np.stack([c.numbers for c in table.columns], 1)[np.flatnonzero(~table.anomalous)[[0, 0, 0, 0]]]
+    x[1:, 9] = 1e30, np.finfo(np.float64).max, -np.finfo(np.float64).max
+    np.save(tmp_path / "new.npy", x)
+    argv = (f"--workdir={fitted}", f"--table={tmp_path}/new.npy", f"--out={tmp_path}/s.csv")
+    code, _, err = run(capfd, "--mode=score", *argv)
+    assert code == 0, err
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["anomalous"] == "1" and np.isfinite(float(row["score"])) for row in rows[1:]), rows
+    assert all(row["p_value"] == rows[1]["p_value"] for row in rows[1:])
+    assert float(rows[2]["score"]) > float(rows[0]["score"])
+
+
+def test_a_table_with_extreme_cells_is_fitted(tmp_path, capfd):
+    table = table_of(tmp_path, [*["1e200,2,3"] * 9, *NUMBERS])  # most of the nine are trained on
+    code, _, err = run(capfd, f"--workdir={tmp_path}/run", table, *QUICK)
+    assert code == 0, err
+    assert 1e197 < tabular.load(tmp_path / "run").encoding.columns[0].mean < 1e200
+
+
 def table_of(tmp_path, lines, name="t.csv"):
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     return f"--table={tmp_path / name}"
 
 
+HOLES = [f"{i},,{i % 10 == 0:d}" for i in range(95)]
 NUMBERS = [f"{i},{i % 7},{i % 10 == 0:d}" for i in range(300)]
+
+
+def test_rows_with_holes_are_dropped_before_others_are_counted(tmp_path):
+    """What is left is split as the same table without them; so is a test table, and both are described."""
+    mixed = [line for both in zip(NUMBERS, HOLES * 4, strict=False) for line in both]
+    holes, plain = (
+        tables.read(table_of(tmp_path, lines).removeprefix("--table="), label="2") for lines in (mixed, NUMBERS)
+    )
+    config = anomaly_table.Config(missing="drop")
+    for halves in (False, True):
+        for test in (False, True):
+            a, b = (anomaly_table.encoded(config, x, x if test else None, 1, halves) for x in (holes, plain))
+            assert a.encoding == b.encoding
+            for one, other in zip(a[1:], b[1:], strict=True):
+                np.testing.assert_array_equal(one, other)
+            a, b = (anomaly_table.describe(config, x, x if test else None) for x in (holes, plain))
+            assert a == b and "30 anomalous" in a
 
 
 @pytest.mark.parametrize(
@@ -311,11 +352,28 @@ NUMBERS = [f"{i},{i % 7},{i % 10 == 0:d}" for i in range(300)]
         ([f"{i},1" for i in range(300)], ("--label=-1", "--normal=1"), "all 300 rows of"),
         ([""], (), "is empty"),
         (NUMBERS[:30], ("--label=2",), "has 27 normal rows"),
+        ([*NUMBERS[:5], *HOLES], ("--missing=drop",), "5 normal rows without a missing value, 4 to train on and 1 to"),
+        ([*NUMBERS[:2], *HOLES], ("--missing=drop",), "has 2 normal rows without a missing value"),
+        (HOLES, ("--missing=drop",), "each of 95 rows lacks a value; expected --missing=median"),
+        ([*NUMBERS[1:10], *HOLES], ("--missing=drop", "--label=-1"), "all 9 rows without a missing value of"),
         (NUMBERS[:70], (), "14 normal scores .* expected 19 or more"),
         (NUMBERS, ("--label=3",), "no such column; expected a number from 0 to 2"),
         (NUMBERS, ("--method=joints",), "did you mean 'joint'"),
         (NUMBERS, ("--mode=benchmark",), "no labels to measure by"),
         (NUMBERS, ("--dataset=mnist",), "--dataset=mnist is for images"),
+        (
+            NUMBERS,
+            ("--loss=hinge",),
+            "--loss=hinge has no effect: .* --method; expected none, or --loss=non_saturating",
+        ),
+        (NUMBERS, ("--model=mlp",), "--model=mlp has no effect"),
+        (NUMBERS, ("--eval_every=5",), "--eval_every=5 has no effect: nothing is evaluated on the way; expected"),
+        (NUMBERS, ("--sample_every=5",), "--sample_every=5 has no effect"),
+        (NUMBERS, ("--mirror",), "--mirror=True has no effect: it is for images; expected none, or --mirror=False"),
+        (NUMBERS, ("--size=8",), "--size=8 has no effect: it is for images; expected none, or --size="),
+        (NUMBERS, ("--crop=none",), "--crop=none has no effect"),
+        (NUMBERS, ("--channels=1",), "--channels=1 has no effect"),
+        (NUMBERS, ("--split=test",), "--split=test has no effect"),
         (NUMBERS, ("--latent=-1",), "--latent=-1"),
         (NUMBERS, ("--false_positive_rate=1",), "--false_positive_rate=1"),
     ],

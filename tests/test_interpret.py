@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -254,6 +255,12 @@ def test_a_page_is_one_file():
     (picture,) = self_contained(text)
     np.testing.assert_array_equal(np.asarray(picture), array[..., 0])
     assert "a &lt;script&gt;" in text and "0.123" in text and "–" in text and "<i>" not in text
+
+
+def test_numbers_in_a_table_have_no_exponent_around_a_thousand():
+    values = (999.4, 999.5, np.float32(999.9), -999.7, 1000.0, 12345.6)
+    text = page.page("T", "", [page.Section("A", "", tables=[page.Table("t", ("a",), [(value,) for value in values])])])
+    assert re.findall("<td>(.*?)</td>", text) == ["999", "1,000", "1,000", "-1,000", "1,000", "12,346"]
 
 
 SHORT = ("--num=48", "--directions=2", "--restarts=2", "--projection_steps=3", "--units=3")

@@ -126,6 +126,51 @@ def table(tmp_path, lines, **options):
     return tables.read(text(tmp_path / "t.csv", lines), **options)
 
 
+@pytest.mark.parametrize("delimiter", ["\t", ";"])
+def test_decimal_commas(delimiter, tmp_path):
+    """Also where the commas cut as evenly, without a header, and beside numbers that have none."""
+    for header in ((), ("a", "b")):
+        lines = [delimiter.join(row) for row in (*([header] if header else []), ("1,5", "2,3"), ("-0,25", "4,1E3"))]
+        found = table(tmp_path, lines)
+        np.testing.assert_array_equal(numbers(found), [[1.5, 2.3], [-0.25, 4100]])
+        assert found.header == bool(header)
+    found = table(tmp_path, [delimiter.join(row) for row in (("7", "x, y", "1,234"), ("", "z", "0,5"))])
+    np.testing.assert_array_equal(found.columns[2].numbers, [1.234, 0.5])
+    assert found.columns[1].words.tolist() == ["x, y", "z"] and np.isnan(found.columns[0].numbers[1])
+
+
+@pytest.mark.parametrize(
+    "lines", [["1,234;5", "2,345;6"], ["1,5;2.5", "2;3"], ["1.234,5;2", "2;3"], ['"1,234",2', "2,3"]]
+)
+def test_commas_that_may_stand_for_something_else(lines, tmp_path):
+    """They are no numbers, and no header."""
+    found = table(tmp_path, lines)
+    assert (found.rows, found.width) == (2, 2)
+    with pytest.raises(InputError, match=r"'1.*', no number; expected 1234.5 for 1.234,5 or 1,234.5, or --categorical"):
+        encoding.fit(found)
+
+
+def test_delimiters_in_quotes_do_not_count(tmp_path):
+    found = table(tmp_path, ['"a,b,c";1', '"d,e,f";2'])
+    assert found.columns[0].words.tolist() == ["a,b,c", "d,e,f"]
+
+
+def test_a_row_may_be_longer_than_a_cell(tmp_path):
+    found = table(tmp_path, [",".join(["1.2345678"] * 20_000)] * 2)
+    assert (found.rows, found.width) == (2, 20_000)
+
+
+def test_a_cell_may_have_lines(tmp_path):
+    lines = ["what,size", '"x\ny",1', "", '"x\n\ny ",2', "  ", "xy,3"]
+    assert table(tmp_path, lines).columns[0].words.tolist() == ["x\ny", "x\n\ny", "xy"]
+    (tmp_path / "dos.csv").write_bytes(b'"x\r\ny",1\r\n\r\nxy,3\r\n')
+    assert tables.read(str(tmp_path / "dos.csv")).columns[0].words.tolist() == ["x\r\ny", "xy"]
+    # One that is empty is a missing value, a line that is blank nothing.
+    np.testing.assert_array_equal(numbers(table(tmp_path, ["1", '""', "", "3"])), [[1], [np.nan], [3]])
+    with pytest.raises(InputError, match="line 5 has 1 cells, the first 2"):
+        table(tmp_path, ['"x\ny",1', "", "y,2", "z"])
+
+
 def test_encoding_by_hand(tmp_path):
     found = table(tmp_path, ["size,kind,code,flat", "1,b,1,5", "3,a,2.0,5", "8,b,2,5"])
     known = encoding.fit(found, ["auto", "code"])
@@ -142,6 +187,35 @@ def test_encoding_by_hand(tmp_path):
     assert again == known
     new, _ = again.encode(table(tmp_path, ["size,kind,code,flat", "4,c,1,9"]))
     np.testing.assert_allclose(new, [[0, 0, 0, 1, 0, np.arcsinh(4)]], atol=1e-7)
+
+
+def test_a_number_is_the_same_category_beside_a_word(tmp_path):
+    """Whether a word stands in the rows that are fitted to, in those that come later, in both or in none."""
+    plain, mixed = ["0.0", "1.0", "2.0"], ["1.0", "2.0", "1e0", "x"]
+    known = encoding.fit(table(tmp_path, plain), ["0"])
+    assert known.names == ("0=0", "0=1", "0=2")
+    expected = [[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], expected)
+    known = encoding.fit(table(tmp_path, mixed), ["0"])
+    assert known.names == ("0=1", "0=2", "0=x")
+    np.testing.assert_array_equal(known.encode(table(tmp_path, plain))[0], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    labels = tables.read(text(tmp_path / "l.csv", ["1,0.0", "2,odd", "3,0"]), label="1", normal="0")
+    np.testing.assert_array_equal(labels.anomalous, [0, 1, 0])
+
+
+def test_categories_that_a_run_keeps_as_they_were_written(tmp_path):
+    kept = {"columns": [{"name": "0", "categories": ["1", "1.0", "2.0", "x"]}], "missing": "error", "header": False}
+    known = encoding.from_json(kept)
+    words = table(tmp_path, ["1", "1.0", "2.0", "x", "y"])
+    np.testing.assert_array_equal(known.encode(words)[0], np.eye(5, 4))
+    numbers = table(tmp_path, ["1.0", "2.0"])  # of which nobody knows any longer how they were written
+    np.testing.assert_array_equal(known.encode(numbers)[0], [[1, 0, 0, 0], [0, 0, 1, 0]])
+
+
+def test_a_number_with_underscores_is_a_word(tmp_path):
+    with pytest.raises(InputError, match="column '0' holds '1_0', no number"):
+        encoding.fit(table(tmp_path, ["2", "1_0"]))
 
 
 def test_rows_that_are_fitted_to(tmp_path):
@@ -163,6 +237,36 @@ def test_tails_keep_their_order():
     np.testing.assert_allclose(known.decode(x)[:, 0], column, rtol=1e-4, atol=1e-5)
 
 
+def of(*columns):
+    return tables.Table("t", tuple(tables.Column(str(i), i, c) for i, c in enumerate(columns)), len(columns[0]), 0)
+
+
+def test_numbers_of_any_size_are_encoded_in_their_order():
+    """Also those from which a standard score, or the mean of all, would be no float64."""
+    most = np.finfo(np.float64).max
+    known = encoding.fit(of(np.array([-1e-3, 1e-3] * 10)))
+    x, _ = known.encode(of(np.array([0, 1e30, 1e200, most, -most])))
+    np.testing.assert_allclose(x[:4, 0], [0, np.arcsinh(1e33), np.arcsinh(1e203), encoding.FARTHEST], rtol=1e-6)
+    assert x[4] == -x[3] and np.isfinite(known.standard(x)).all()
+
+    columns = np.array([[1e200, 1, 2, 3], [most, -most, most, -most], [most, most, most, most], [5e-324, 0, 0, 0]])
+    known = encoding.fit(of(*columns))
+    json.dumps(known.to_json(), allow_nan=False)
+    for column, kept in zip(columns, known.columns, strict=True):
+        scale = np.abs(column).max() if column.max() > 1 else 1.0
+        assert kept.mean == pytest.approx(scale * np.mean(column / scale), abs=0)
+        assert kept.deviation == pytest.approx(scale * np.std(column / scale) or 1, rel=1e-12)
+        assert kept.median == pytest.approx(scale * np.median(column / scale), rel=1e-9)
+    np.testing.assert_allclose(known.encode(of(*columns))[0][:, 1], np.arcsinh([1, -1, 1, -1]), rtol=1e-6)
+
+
+def test_moments_of_usual_numbers_are_numpy_s_own():
+    found = tables.read("breast_cancer")
+    for column, kept in zip(found.columns, encoding.fit(found).columns, strict=True):
+        x = column.numbers
+        assert (kept.mean, kept.deviation, kept.median) == (x.mean(), x.std(), np.median(x))
+
+
 def test_missing_values(tmp_path):
     lines = ["a,b", "1,x", "?,y", "9,", "inf,x", "2,y"]
     found = table(tmp_path, lines)
@@ -179,8 +283,12 @@ def test_missing_values(tmp_path):
     np.testing.assert_allclose(x[2], [np.arcsinh((9 - 4) / known.columns[0].deviation), 0, 0], rtol=1e-6)
     with pytest.raises(InputError, match="each of 2 rows lacks a value"):
         encoding.fit(table(tmp_path, ["1,", ",2"]), (), "drop")
-    with pytest.raises(InputError, match="column '1' has no value"):
+    with pytest.raises(InputError, match="column '1' has no value; --drop=1"):
         encoding.fit(table(tmp_path, ["1,", "2,"]), (), "median")
+    with pytest.raises(InputError, match="column '1' has no value in the 1 rows to fit to; --drop=1"):
+        encoding.fit(table(tmp_path, ["1,", "2,3"]), (), "median", np.array([0]))
+    with pytest.raises(InputError, match="each row to fit to lacks a value; expected --missing=median"):
+        encoding.fit(table(tmp_path, ["1,", "2,3"]), (), "drop", np.array([0]))
 
 
 def test_columns_that_do_not_fit(tmp_path):

@@ -1,7 +1,7 @@
 """What detectors of images and of tables share: how normal residuals look, a threshold, and a run that has both."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ class Calibration(NamedTuple):
     @classmethod
     def of(cls, raw: Mapping[str, np.ndarray]) -> "Calibration":
         """Of residuals {name: (seeds, n)}, all above 0."""
+        for name, values in raw.items():
+            _check(values, f"residual {name!r} of the normal example", np.isfinite)
         logs = {name: np.log(values) for name, values in raw.items()}
         deviation = {name: np.maximum(x.std(1), 1e-6).tolist() for name, x in logs.items()}
         return cls({name: x.mean(1).tolist() for name, x in logs.items()}, deviation)
@@ -47,6 +49,7 @@ class Calibration(NamedTuple):
         These have no part in mean and deviation, so that their scores are exchangeable with those of new normal
         examples, which is what the threshold stands on.
         """
+        _check(scores, "score of the held-out example", np.isfinite)
         return self._replace(held=np.sort(scores).tolist())
 
     def threshold(self, rate: float) -> float:
@@ -61,7 +64,11 @@ class Calibration(NamedTuple):
         return f"{n:,} held out" if n >= surer else f"the highest of only {n:,} held out, {surer:,} would be surer"
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (n,) -> how often a normal example scores as high, (1 + #) / (1 + n) of the held-out ones."""
+        """Scores (n,) -> how often a normal example scores as high, (1 + #) / (1 + n) of the held-out ones.
+
+        Raises InputError for a score that is NaN, neither high nor low; an infinite one is high.
+        """
+        _check(scores, "score of example", lambda x: ~np.isnan(x))
         return (1 + len(self.held) - np.searchsorted(self.held, scores, side="left")) / (1 + len(self.held))
 
 
@@ -71,6 +78,17 @@ class Recalled(NamedTuple):
     weights: Sequence[Any]  # one a seed
     calibration: Calibration
     rest: dict[str, Any]  # whatever else `save` was given
+
+
+def _check(values: np.ndarray, what: str, good: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Raises InputError unless all values (..., n) are `good`."""
+    bad = np.argwhere(~good(values))
+    if len(bad):
+        value, place = values[tuple(bad[0])], bad[0][-1]
+        raise InputError(
+            f"the {what} {place} is {value}, the first of {len(bad):,} such; expected a number: the networks may have "
+            "diverged, or --method divides by 0"
+        )
 
 
 def find(name: str) -> ModuleType:

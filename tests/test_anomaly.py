@@ -298,6 +298,7 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
     image = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "one.npz", image=image, label=np.zeros(40, np.int64))
     np.savez(tmp_path / "few.npz", image=image[:5])
+    np.savez(tmp_path / "plain.npz", train_image=image, test_image=image)
     np.savez(tmp_path / "large.npz", image=np.zeros((40, 9, 9), np.uint8))
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
@@ -318,7 +319,7 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (fit, f"--dataset=folder:{tmp_path}/mixed"): "--size",
         (
             fit,
-            f"--dataset=npz:{tmp_path}/few.npz",
+            f"--dataset=npz:{tmp_path}/plain.npz",
             "--test_split=test",
         ): "--test_split=test has no effect: nothing",
         (

@@ -277,7 +277,7 @@ def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dic
 def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if subject.gan is None:
         raise InputError("metric 'ppl' needs a generator: --run")
-    gan, keys = subject.gan, jax.random.split(jax.random.key(seed), 3)
+    gan, keys = subject.gan.precise, jax.random.split(jax.random.key(seed), 3)
     params = jax.device_put(real.network.params)
 
     def features(z: jax.Array) -> np.ndarray:

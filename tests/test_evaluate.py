@@ -7,16 +7,18 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from experiments import evaluate, image, image_evaluation
-from jaxgan import checkpoint, data, sources
+from jaxgan import checkpoint, data, sources, trained
 from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
 from jaxgan.metrics import classify, embed, judge, measure, reference
+from jaxgan.models import mlp
 from tests import runs
 from tests.runs import compile_quickly, narrow_dense, optimised_classifier
 
@@ -184,6 +186,18 @@ def run(tmp_path_factory):
     options = {"steps_per_call": 5, "eval_every": 0, "tensorboard": False, "batch_size": 32, "sample_every": 0}
     image.main(image.Config(workdir=str(workdir), model="mlp", conditional=True, steps=5, **options))
     return workdir
+
+
+def test_a_path_is_as_long_for_the_same_weights_in_bfloat16(digits, monkeypatch):
+    monkeypatch.setattr(evaluate, "PATHS", 64)
+    real = evaluate.Real(digits, embed.pixels(digits.shape), None, None)
+    found = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        module = mlp.Generator(digits.shape, latent=4, batch_norm=False, dtype=dtype)
+        gan = trained.Trained(module, module.init(jax.random.key(0), jnp.zeros((1, 4)))["params"], {})
+        assert gan.precise.generator.dtype == jnp.float32 and (gan.precise is gan) == (dtype == jnp.float32)
+        found.append(evaluate.path_length(real, None, evaluate.Subject("one", digits.shape, 0, None, gan), 0))
+    assert found[0] == found[1] and found[0]["ppl"] > 0
 
 
 called = functools.partial(runs.here, script=evaluate)

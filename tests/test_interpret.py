@@ -98,6 +98,15 @@ def test_sefa_and_the_jacobian_of_a_linear_generator(factors):
     assert directions.effective_rank(np.full(7, 0.1)) == pytest.approx(7)
 
 
+def test_what_is_affine_shows_of_a_generator_in_bfloat16_too():
+    """Whose own arithmetic bends a line by more than what counts as straight."""
+    gan = gan_of(mlp.Generator((4, 4, 1), latent=6, widths=(8,), batch_norm=False, dtype=jnp.bfloat16))
+    space = Space.of(gan)
+    assert probe.affine_layers(space.at(), 6) == (["Dense_0"], ["Dense_1"])
+    points = np.asarray(space.points(jax.random.key(0), 5))
+    np.testing.assert_allclose(space.images(points), gan.images(points), atol=0.02)
+
+
 def test_the_jacobian_of_a_network_by_finite_differences():
     space = Space.of(gan_of(mlp.Generator((4, 4, 1), latent=3, widths=(8,), batch_norm=False)))
     point, h = np.array([0.3, -0.2, 0.5], np.float32), 1e-2

@@ -33,6 +33,8 @@ class Space:
 
     @classmethod
     def of(cls, gan: Trained) -> "Space":
+        """Of a generator in bfloat16 that of its weights in float32: what is affine shows in no fewer digits."""
+        gan = gan.precise
         apply: Callable[..., Any] = gan.generator.apply
         if hasattr(gan.generator, "synthesise"):
 

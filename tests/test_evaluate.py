@@ -17,7 +17,7 @@ from experiments import evaluate, image, image_evaluation
 from jaxgan import checkpoint, data, sources, trained
 from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
-from jaxgan.metrics import classify, embed, judge, measure, reference
+from jaxgan.metrics import classify, embed, judge, measure, parzen, reference
 from jaxgan.models import mlp
 from tests import runs
 from tests.runs import compile_quickly, narrow_dense, optimised_classifier
@@ -300,6 +300,26 @@ def test_features_of_a_fork(run, capfd):
     assert code == 0, err
     code, _, err = called(capfd, f"--run={run}", "--features=tests.test_evaluate:mean", "--metrics=fid", "--num=50")
     assert code == 2 and "MEAN" in err
+
+
+def test_sigma_is_not_chosen_by_images_that_were_learnt(digits):
+    """Samples that are copies have no other image near them: σ is that of images which are new to them."""
+    everything = data.read_all(digits)["image"]
+    learnt, unseen = everything[:300], everything[300:700]
+
+    def figure(count):
+        test = sources.from_arrays("unseen", unseen[:count])
+        real = evaluate.Real(sources.from_arrays("learnt", learnt), None, None, lambda: test)
+        return evaluate.likelihood(real, evaluate.Samples(learnt, None), None, 0), real.tested["image"]
+
+    found, tested = figure(400)
+    assert figure(400)[0] == found
+    samples, one, other = (x.astype(np.float32) / 255 for x in (learnt, tested[:200], tested[200:]))
+    expected = parzen.evaluate(samples, one, other)
+    assert found == {"parzen": expected.mean, "parzen_error": expected.error}
+    assert expected.mean > parzen.evaluate(samples, samples, other).mean + 100
+    with pytest.raises(InputError, match="2 images of --test_split: expected at least 3"):
+        figure(2)
 
 
 def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capfd):

@@ -346,21 +346,12 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     names = list(dict.fromkeys(name for found in rows.values() for row in found for name in row))
     cells = [["", *names]]
     for subject, found in rows.items():
-        cells.append([subject, *(cell([row[name] for row in found if name in row]) for name in names)])
+        cells.append([subject, *(repeats.shown([row[name] for row in found if name in row]) for name in names)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
     )
-
-
-def cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    if min(values) == max(values):
-        return f"{values[0]:,.0f}" if values[0] == round(values[0]) else f"{values[0]:.4g}"
-    found = repeats.interval(values)
-    return f"{found.mean:.4g} ± {found.half_width:.2g}"
 
 
 def main(config: Config) -> None:
@@ -388,11 +379,14 @@ def main(config: Config) -> None:
             }
     finally:
         if rows:  # also of those before one that could not be measured
-            print(table(rows))
+            try:
+                if config.out:
+                    results = {"config": dataclasses.asdict(config), "results": about}
+                    with writing(config):
+                        files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
+            finally:  # hours of figures are not lost where one of the two ways to keep them fails
+                print(table(rows))
             if config.out:
-                results = {"config": dataclasses.asdict(config), "results": about}
-                with writing(config):
-                    files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
                 print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
 
 

@@ -226,6 +226,27 @@ def test_a_run_is_measured_with_intervals_and_a_picture(run, tmp_path, capfd):
     assert Image.open(beside).width > 100
 
 
+def test_figures_are_kept_where_one_of_the_two_ways_fails(run, tmp_path, capfd, monkeypatch):
+    argv = (f"--run={run}", "--features=pixels", "--metrics=fid", "--num=20", "--reference_images=20")
+    monkeypatch.setitem(measure.METRICS, "fid", measure.METRICS["fid"]._replace(function=lambda _: {"fid": np.nan}))
+    out = tmp_path / "scores.json"
+    code, text, _ = called(capfd, *argv, f"--out={out}")
+    assert code == 0 and "nan" in text
+    out.unlink()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(evaluate, "table", lambda rows: 1 / 0)
+        called(capfd, *argv, f"--out={out}")
+    assert np.isnan(json.loads(out.read_text())["results"][str(run)]["repeats"][0]["fid"])
+
+    def full(path, text):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(evaluate.files, "write", full)
+    monkeypatch.setattr(evaluate, "picture", lambda *_: None)
+    code, text, err = called(capfd, *argv, f"--out={out}")
+    assert code == 2 and "no space left" in err and "fid" in text
+
+
 def test_folders_against_folders(tmp_path, capfd, digits):
     for name, rows in (("ours", np.arange(60)), ("theirs", np.arange(60, 120)), ("real", np.arange(120, 240))):
         for i, pixels in zip(rows, digits.read(rows)["image"], strict=True):

@@ -270,16 +270,18 @@ def mode_counts(real: Real, samples: Samples, subject: Subject, seed: int) -> di
 
 
 def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
-    rows = np.random.default_rng(0).permutation(real.source.num_examples)[:TESTED]
-    known = real.source.read(rows)["image"]
-    window = parzen.evaluate(*(x.astype(np.float32) / 255 for x in (samples.images, known, real.tested["image"])))
+    test = real.tested["image"]  # in an order drawn at random, so that either half is like the other
+    if len(test) < 3:
+        raise InputError(f"metric 'parzen' has {len(test)} images of --test_split: expected at least 3, one for σ")
+    parts = (samples.images, *np.split(test, [len(test) // 2]))
+    window = parzen.evaluate(*(x.astype(np.float32) / 255 for x in parts))
     return {"parzen": window.mean, "parzen_error": window.error}
 
 
 def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if subject.gan is None:
         raise InputError("metric 'ppl' needs a generator: --run")
-    gan, keys = subject.gan, jax.random.split(jax.random.key(seed), 3)
+    gan, keys = subject.gan.precise, jax.random.split(jax.random.key(seed), 3)
     params = jax.device_put(real.network.params)
 
     def features(z: jax.Array) -> np.ndarray:
@@ -346,21 +348,12 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     names = list(dict.fromkeys(name for found in rows.values() for row in found for name in row))
     cells = [["", *names]]
     for subject, found in rows.items():
-        cells.append([subject, *(cell([row[name] for row in found if name in row]) for name in names)])
+        cells.append([subject, *(repeats.shown([row[name] for row in found if name in row]) for name in names)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join(
         "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
     )
-
-
-def cell(values: list[float]) -> str:
-    if not values:
-        return "-"
-    if min(values) == max(values):
-        return f"{values[0]:,.0f}" if values[0] == round(values[0]) else f"{values[0]:.4g}"
-    found = repeats.interval(values)
-    return f"{found.mean:.4g} ± {found.half_width:.2g}"
 
 
 def main(config: Config) -> None:
@@ -388,11 +381,14 @@ def main(config: Config) -> None:
             }
     finally:
         if rows:  # also of those before one that could not be measured
-            print(table(rows))
+            try:
+                if config.out:
+                    results = {"config": dataclasses.asdict(config), "results": about}
+                    with writing(config):
+                        files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
+            finally:  # hours of figures are not lost where one of the two ways to keep them fails
+                print(table(rows))
             if config.out:
-                results = {"config": dataclasses.asdict(config), "results": about}
-                with writing(config):
-                    files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
                 print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
 
 

@@ -86,11 +86,12 @@ def projection(views: Views) -> Found:
         for i in range(len(targets))
     ]
     table = Table("How near they are", ("", "RMS difference (-1 to 1)", "PSNR, dB"), rows_of)
+    among = "of 512 samples" if known is None else "samples of its class"
     with_features = "pixels and the discriminator's features" if subject.critic else "pixels alone"
     section = Section(
         "Projection of images",
         f"Adam on a point of {views.space.name}, {config.projection_steps} steps from each of the {config.restarts} "
-        f"nearest of 512 samples, by the distance of {with_features}. What cannot be made again, the generator has not "
+        f"nearest {among}, by the distance of {with_features}. What cannot be made again, the generator has not "
         "learnt; its own samples show how well the search itself does.",
         [picture],
         [table],

@@ -79,6 +79,14 @@ class Trained:
         return self.of(self.generator, self.params, self.variables, truncation)
 
     @property
+    def precise(self) -> "Trained":
+        """The same weights, computed with in float32 at least: for differences that bfloat16 would round away."""
+        dtype = getattr(self.generator, "dtype", None)
+        if dtype is None or jnp.dtype(dtype).itemsize >= 4:
+            return self
+        return dataclasses.replace(self, generator=self.generator.clone(dtype=jnp.float32))
+
+    @property
     def styled(self) -> bool:
         return "moving" in self.variables
 

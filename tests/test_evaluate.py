@@ -8,16 +8,18 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from experiments import evaluate, image, image_evaluation
-from jaxgan import checkpoint, data, sources
+from jaxgan import checkpoint, data, sources, trained
 from jaxgan.errors import InputError
 from jaxgan.images import to_uint8
-from jaxgan.metrics import classify, embed, judge, measure, reference
+from jaxgan.metrics import classify, embed, judge, measure, parzen, reference
+from jaxgan.models import mlp
 from tests import runs
 from tests.runs import compile_quickly, narrow_dense, optimised_classifier
 
@@ -187,6 +189,18 @@ def run(tmp_path_factory):
     return workdir
 
 
+def test_a_path_is_as_long_for_the_same_weights_in_bfloat16(digits, monkeypatch):
+    monkeypatch.setattr(evaluate, "PATHS", 64)
+    real = evaluate.Real(digits, embed.pixels(digits.shape), None, None)
+    found = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        module = mlp.Generator(digits.shape, latent=4, batch_norm=False, dtype=dtype)
+        gan = trained.Trained(module, module.init(jax.random.key(0), jnp.zeros((1, 4)))["params"], {})
+        assert gan.precise.generator.dtype == jnp.float32 and (gan.precise is gan) == (dtype == jnp.float32)
+        found.append(evaluate.path_length(real, None, evaluate.Subject("one", digits.shape, 0, None, gan), 0))
+    assert found[0] == found[1] and found[0]["ppl"] > 0
+
+
 called = functools.partial(runs.here, script=evaluate)
 
 
@@ -222,6 +236,27 @@ def test_classes_are_asked_for_as_often_as_they_are_there(run):
     assert np.bincount(drawn.labels, minlength=10).tolist() == [0, 0, 0, 40, 0, 0, 0, 0, 0, 10]
     unlabelled = dataclasses.replace(digits, num_classes=0)
     assert np.bincount(subject.draw(0, unlabelled).labels).tolist() == [5] * 10
+
+
+def test_figures_are_kept_where_one_of_the_two_ways_fails(run, tmp_path, capfd, monkeypatch):
+    argv = (f"--run={run}", "--features=pixels", "--metrics=fid", "--num=20", "--reference_images=20")
+    monkeypatch.setitem(measure.METRICS, "fid", measure.METRICS["fid"]._replace(function=lambda _: {"fid": np.nan}))
+    out = tmp_path / "scores.json"
+    code, text, _ = called(capfd, *argv, f"--out={out}")
+    assert code == 0 and "nan" in text
+    out.unlink()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(evaluate, "table", lambda rows: 1 / 0)
+        called(capfd, *argv, f"--out={out}")
+    assert np.isnan(json.loads(out.read_text())["results"][str(run)]["repeats"][0]["fid"])
+
+    def full(path, text):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(evaluate.files, "write", full)
+    monkeypatch.setattr(evaluate, "picture", lambda *_: None)
+    code, text, err = called(capfd, *argv, f"--out={out}")
+    assert code == 2 and "no space left" in err and "fid" in text
 
 
 def test_folders_against_folders(tmp_path, capfd, digits):
@@ -298,6 +333,26 @@ def test_features_of_a_fork(run, capfd):
     assert code == 0, err
     code, _, err = called(capfd, f"--run={run}", "--features=tests.test_evaluate:mean", "--metrics=fid", "--num=50")
     assert code == 2 and "MEAN" in err
+
+
+def test_sigma_is_not_chosen_by_images_that_were_learnt(digits):
+    """Samples that are copies have no other image near them: σ is that of images which are new to them."""
+    everything = data.read_all(digits)["image"]
+    learnt, unseen = everything[:300], everything[300:700]
+
+    def figure(count):
+        test = sources.from_arrays("unseen", unseen[:count])
+        real = evaluate.Real(sources.from_arrays("learnt", learnt), None, None, lambda: test)
+        return evaluate.likelihood(real, evaluate.Samples(learnt, None), None, 0), real.tested["image"]
+
+    found, tested = figure(400)
+    assert figure(400)[0] == found
+    samples, one, other = (x.astype(np.float32) / 255 for x in (learnt, tested[:200], tested[200:]))
+    expected = parzen.evaluate(samples, one, other)
+    assert found == {"parzen": expected.mean, "parzen_error": expected.error}
+    assert expected.mean > parzen.evaluate(samples, samples, other).mean + 100
+    with pytest.raises(InputError, match="2 images of --test_split: expected at least 3"):
+        figure(2)
 
 
 def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capfd):

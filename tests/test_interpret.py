@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import re
+import tracemalloc
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from PIL import Image
 from experiments import image, interpret
 from jaxgan import data, page
 from jaxgan.critic import Critic
-from jaxgan.interpret import directions, dissection, probe
+from jaxgan.interpret import directions, dissection, probe, spaces
 from jaxgan.interpret.projection import project, psnr
 from jaxgan.interpret.saliency import saliency
 from jaxgan.interpret.spaces import Space
@@ -99,6 +100,15 @@ def test_sefa_and_the_jacobian_of_a_linear_generator(factors):
     assert directions.effective_rank(np.full(7, 0.1)) == pytest.approx(7)
 
 
+def test_what_is_affine_shows_of_a_generator_in_bfloat16_too():
+    """Whose own arithmetic bends a line by more than what counts as straight."""
+    gan = gan_of(mlp.Generator((4, 4, 1), latent=6, widths=(8,), batch_norm=False, dtype=jnp.bfloat16))
+    space = Space.of(gan)
+    assert probe.affine_layers(space.at(), 6) == (["Dense_0"], ["Dense_1"])
+    points = np.asarray(space.points(jax.random.key(0), 5))
+    np.testing.assert_allclose(space.images(points), gan.images(points), atol=0.02)
+
+
 def test_the_jacobian_of_a_network_by_finite_differences():
     space = Space.of(gan_of(mlp.Generator((4, 4, 1), latent=3, widths=(8,), batch_norm=False)))
     point, h = np.array([0.3, -0.2, 0.5], np.float32), 1e-2
@@ -164,6 +174,46 @@ def test_a_projection_finds_the_latent_of_an_image():
     half = lambda images, label: images[:, :3]  # noqa: E731
     seen = project(space, targets, jax.random.key(0), features=half, weight=1e3, restarts=1, steps=20, candidates=16)
     assert seen.losses.shape == (20, 3) and (seen.losses[-1] < seen.losses[0]).all()
+
+
+class Coloured(nn.Module):
+    """A class shows as its number in every pixel, and the latent a little."""
+
+    num_classes: int
+    shape: tuple[int, int, int] = (2, 2, 1)
+    latent: int = 4
+
+    def __call__(self, z, label=None, train=False):
+        return label[:, None, None, None] + 0.01 * z.reshape(-1, *self.shape)
+
+
+@pytest.mark.parametrize(("classes", "restarts"), [(1000, 8), (10, 128), (10, 600)])
+def test_a_projection_starts_from_the_class_that_was_asked_for(classes, restarts):
+    space = Space.of(Trained(Coloured(classes), {}, {}))
+    labels = np.array([3, classes - 1, 3])
+    targets = space.images(np.ones((3, 4), np.float32), labels)
+    found = project(space, targets, jax.random.key(0), labels=labels, restarts=restarts, steps=2)
+    np.testing.assert_array_equal(found.labels, labels)
+    # Without a label the nearest of all classes, among which this is.
+    free = project(space, targets[:1], jax.random.key(0), restarts=restarts, steps=2)
+    assert free.labels == [3] and free.error < 1e-3
+
+
+def test_the_starts_of_a_projection_need_the_memory_of_one_batch(monkeypatch):
+    monkeypatch.setattr(spaces, "BATCH", 16)
+    space = Space.of(Trained(Coloured(10, (32, 32, 3), 3072), {}, {}))
+    targets = np.zeros((16, 32, 32, 3), np.float32)
+    find = functools.partial(project, space, targets, jax.random.key(0), restarts=1, steps=1, rate=0.0)
+    find()
+    tracemalloc.start()
+    found = find()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 50 * targets.nbytes < 512 * targets.nbytes
+    drawn = np.arange(512) % 10
+    pool = space.points(jax.random.fold_in(jax.random.key(0), 0), 512, drawn)
+    nearest = np.square(space.images(pool, drawn)).mean((1, 2, 3)).argmin()
+    np.testing.assert_array_equal(found.points, np.repeat(pool[None, nearest], 16, 0))
 
 
 class Square(nn.Module):

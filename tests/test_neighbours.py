@@ -89,6 +89,29 @@ def test_float64_features_are_told_apart_where_float32_ends():
     agree(real, fake)
 
 
+def flat(n, d, seed):
+    """Grey images, whose coordinates are all alike: the roundings of their products add up."""
+    return np.repeat(np.random.default_rng(seed).random((n, 1), np.float32), d, axis=1)
+
+
+def near_the_mean(n, d, seed):
+    """But for two: products of the coordinates end below float32's smallest number."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * 3e-19 * 10 ** rng.uniform(-1, 1, (n, 1))
+    x[:2] = [[1], [-1]]
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [flat, near_the_mean])
+def test_bounds_hold_and_decide_as_float64_does(kind):
+    real, fake = kind(500, 784, 0), kind(400, 784, 1)
+    x, y = distances.points(real, fake)
+    lower, upper = distances.bounds(distances.block(x, slice(0, 500), 512), distances.block(y, slice(0, 400), 512))
+    exact = distances.pair_distances(x, y, *(i.ravel() for i in np.indices((500, 400)))).reshape(500, 400)
+    assert (lower[:500, :400] <= exact).all() and (exact <= upper[:500, :400]).all()
+    agree(real, fake)
+
+
 def test_degenerate_sets():
     x, y = pair("plain", 40, 30, 8)
     found = agree(x, x)

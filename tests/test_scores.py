@@ -101,3 +101,18 @@ def test_intervals():
             repeats.interval(wrong)
     with pytest.raises(InputError, match="level of confidence 95"):
         repeats.interval([1.0, 2.0], 95)
+
+
+def test_a_figure_is_shown_whatever_it_is():
+    for values, text in (
+        ([], "-"),
+        ([1234.0], "1,234"),
+        ([0.123456] * 2, "0.1235"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], "3 ± 2"),
+        ([np.nan], "nan"),
+        ([np.inf], "inf"),
+        ([1.0, -np.inf], "-inf"),
+        ([np.float64(np.nan), 1.0], "nan"),
+        ([np.inf, -np.inf], "nan"),
+    ):
+        assert repeats.shown(values) == text

@@ -173,3 +173,11 @@ def test_classes_that_are_not_those_of_channels(stacked):
     source = data.Source("photos", 9, (8, 8, 3), 10, stacked.read)
     with pytest.raises(InputError, match="modes of photos cannot be counted channel by channel: 10 classes of 3"):
         coverage.train(source)
+
+
+def test_modes_of_one_picture_cannot_be_learnt():
+    source = data.Source(
+        "flat", 40, (8, 8, 1), 4, lambda i: {"image": np.zeros((len(i), 8, 8, 1), np.uint8), "label": i % 4}
+    )
+    with pytest.raises(InputError, match="modes of flat: all its channels are one picture; expected at least 2"):
+        coverage.train(source)

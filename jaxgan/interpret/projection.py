@@ -47,18 +47,13 @@ def project(
 
     labels: (n,) classes of the targets for a conditional generator; None: the starts bring theirs.
     weight: of the features' squared distance, over the mean square of the target's, beside the mean square of pixels.
-    rate: of Adam, falling to zero along half a cosine. candidates: samples among which the starts are the nearest.
+    rate: of Adam, falling to zero along half a cosine. candidates: samples among which the starts are the nearest;
+      where labels are given, so many in all, and `restarts` of each wanted class at least.
     """
-    n, classes = len(targets), space.gan.generator.num_classes
-    key = jax.random.fold_in(key, 0)
-    drawn = None if not classes else (np.arange(candidates) % classes).astype(np.int32)
-    pool = np.asarray(space.points(key, candidates, drawn))
-    made = space.images(pool, drawn).reshape(candidates, -1)
-    distance = np.square(targets.reshape(n, 1, -1) - made[None]).mean(-1)  # (n, candidates)
-    if labels is not None and drawn is not None:
-        distance[drawn[None] != labels[:, None]] = np.inf
-    starts = np.argsort(distance, axis=1)[:, :restarts]
-    label = None if drawn is None else jnp.asarray(drawn[starts.reshape(-1)])
+    n = len(targets)
+    pool, drawn = _candidates(space, jax.random.fold_in(key, 0), labels, restarts, max(candidates, restarts))
+    starts = _nearest(space, targets, pool, drawn, labels)[:, :restarts].reshape(-1)
+    label = None if drawn is None else jnp.asarray(drawn[starts])
     wanted = jnp.repeat(jnp.asarray(targets, jnp.float32), restarts, 0)
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
@@ -83,9 +78,41 @@ def project(
         (points, _), totals = jax.lax.scan(step, (points, optimizer.init(points)), None, steps)
         return points, totals
 
-    points, totals = jax.device_get(descend(jnp.asarray(pool[starts.reshape(-1)]), space.variables, wanted))
+    points, totals = jax.device_get(descend(jnp.asarray(pool[starts]), space.variables, wanted))
     best = np.arange(n) * restarts + totals[-1].reshape(n, restarts).argmin(1)
     chosen = None if label is None else np.asarray(label)[best]
     images = space.images(points[best], chosen)
     error = np.square(images - targets).mean((1, 2, 3))
     return Projection(points[best], chosen, images, error, totals[:, best])
+
+
+def _candidates(
+    space: Space, key: jax.Array, labels: np.ndarray | None, restarts: int, count: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Points (m, d) and, of a conditional generator, their classes (m,): those of the labels, as many of each."""
+    classes = space.gan.generator.num_classes
+    if not classes:
+        return np.asarray(space.points(key, count)), None
+    drawn = np.arange(count) % classes
+    if labels is not None:
+        wanted = np.unique(labels)
+        drawn = np.repeat(wanted, max(restarts, count // len(wanted)))
+    drawn = drawn.astype(np.int32)
+    return np.asarray(space.points(key, len(drawn), drawn)), drawn
+
+
+def _nearest(
+    space: Space, targets: np.ndarray, pool: np.ndarray, drawn: np.ndarray | None, labels: np.ndarray | None
+) -> np.ndarray:
+    """Rows of the pool (n, m), those first whose images are nearest to each target; those of another class last.
+
+    Of one batch and one target at a time: all differences at once are gigabytes of large images.
+    """
+    distance, start = np.full((len(targets), len(pool)), np.inf), 0
+    for images in space.batches(pool, drawn):
+        part = slice(start, start + len(images))
+        for i, target in enumerate(targets):
+            own = slice(None) if labels is None or drawn is None else drawn[part] == labels[i]
+            distance[i, part][own] = np.square(images[own] - target).mean((1, 2, 3))
+        start = part.stop
+    return np.argsort(distance, axis=1, kind="stable")

@@ -6,7 +6,7 @@ affine in them; for other generators the space is z itself.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ class Space:
 
     @classmethod
     def of(cls, gan: Trained) -> "Space":
+        """Of a generator in bfloat16 that of its weights in float32: what is affine shows in no fewer digits."""
+        gan = gan.precise
         apply: Callable[..., Any] = gan.generator.apply
         if hasattr(gan.generator, "synthesise"):
 
@@ -80,12 +82,14 @@ class Space:
         return jax.jit(self.render)
 
     def images(self, points: Any, label: Any = None) -> np.ndarray:
-        """(n, h, w, c) of any number of points, a batch of one shape at a time."""
+        """(n, h, w, c) of any number of points."""
+        return np.concatenate(list(self.batches(points, label)))
+
+    def batches(self, points: Any, label: Any = None) -> Iterator[np.ndarray]:
+        """`images` in parts of at most `BATCH`, all made in one shape."""
         points, n = np.asarray(points), len(points)
         size = min(BATCH, n)
-        parts = []
         for start in range(0, n, size):
             rows = np.minimum(np.arange(start, start + size), n - 1)
             part = self._images(self.variables, points[rows], None if label is None else np.asarray(label)[rows])
-            parts.append(np.asarray(part)[: n - start])
-        return np.concatenate(parts)
+            yield np.asarray(part)[: n - start]

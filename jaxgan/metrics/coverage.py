@@ -71,7 +71,7 @@ def train(source: Source, cache: epath.PathLike | None = None) -> Coverage:
     """Learns the classes of single channels from labelled images; the label is their classes as digits of one number.
 
     The classifier is kept in the folder `cache`, under the data's own digest. Raises InputError for a set whose number
-    of classes is not that of one channel to the power of the channels.
+    of classes is not that of one channel to the power of the channels, and for one of a single picture.
     """
     channels = source.shape[-1]
     classes = round(source.num_classes ** (1 / channels))
@@ -83,6 +83,10 @@ def train(source: Source, cache: epath.PathLike | None = None) -> Coverage:
     rows = np.random.default_rng(0).permutation(source.num_examples)[:READ]
     data = source.read(rows)
     images, labels = _distinct(_apart(data["image"]), _places(data["label"], classes, channels))
+    if len(images) < 2:
+        raise InputError(
+            f"modes of {source.name}: all its channels are one picture; expected at least 2, to learn from"
+        )
     held = np.arange(len(images)) % HELD_OUT == 0
     classifier = Classifier(classes, features=128)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes() + repr((classifier, STEPS, BATCH, RATE)).encode())

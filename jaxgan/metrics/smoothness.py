@@ -43,6 +43,7 @@ def path_length(
 ) -> PathLength:
     """features: latents (n, d) -> (n, ...), in one precision throughout. latents: two sets (n, d), the paths' ends.
 
+    The precision is float32 at least: bfloat16 has steps of 2^-8, forty times ε, and a length would be their rounding.
     A generator of N(0, I) sees points of the length that such latents have, √d.
     """
     first, second = latents

@@ -4,7 +4,8 @@
 So the device only sorts out: each of its distances comes with a bound on its error, relative to |x|² + |y|² from the
 mean of the points. What lies within the bound of a decision, tens of pairs in a million, is settled on the host by
 Σ (x - y)² in float64; and where that is much of a block (tight clusters far apart), by a product in float64 before.
-Results are those of float64 throughout, and do not depend on the device or on the blocks.
+Results are those of float64 throughout, and do not depend on the device or on the blocks. (One limit: in a cluster of
+more than `WIDE` points, narrower than 10⁻⁵ of the distance to the next, that product does not tell which are nearest.)
 
 Internally distances are squared and times `Points.scale`², a power of two that keeps float32 in its range.
 """
@@ -26,7 +27,7 @@ EXTRA = 3  # candidates beside the k nearest; the last one's bound proves that n
 WIDE = 32  # of these where that proof fails, and distances are computed anew in float64
 PAIRS = 512  # pairs whose coordinates are gathered at a time
 TINY = 2.0**-100  # products of coordinates below 2^-126 become 0, which is 2^-24 of this and less
-CROWDED = 1000  # a float64 product settles more than one pair in so many, sums of squares fewer
+CROWDED = 300  # a float64 product settles more than one pair in so many, sums of squares fewer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxgan.layers import conv_cpu, winograd
+from jaxgan.layers import conv_cpu, dense, winograd
 from jaxgan.layers.cpu import even_parts
 
 # Programs that are compiled for one example each: twice as fast without the optimiser, and more faithful to the source.
@@ -127,3 +127,26 @@ def test_parts_of_a_batch():
     assert [even_parts(*case) for case in ((6, 4), (8, 3), (4, 9), (4, 0), (61, 4), (62, 20))] == [6, 4, 4, 1, 1, 31]
     images = jax.ShapeDtypeStruct((64, 16, 16, 1), jnp.bfloat16)  # 16,384 places
     assert [conv_cpu._parts(images, (16, 16), channels) for channels in (64, 256, 512, 2**21)] == [4, 4, 8, 64]
+
+
+def test_a_dense_layer_in_bfloat16_and_two_derivatives():
+    """Of ||∇ₓ||² too, as a gradient penalty has it; all within bfloat16's rounding, against float64."""
+    rng = np.random.default_rng(0)
+    x, w, v = (jnp.bfloat16(rng.normal(size=s)) for s in ((64, 96), (96, 32), (64, 32)))
+
+    def loss(x, w):  # quadratic in each of the two
+        y = dense.product(x, w).astype(jnp.float32)
+        return jnp.sum(y * v.astype(jnp.float32)) + 0.5 * jnp.sum(y * y)
+
+    def penalty(x, w):
+        return jnp.sum(jnp.square(jax.grad(loss)(x, w).astype(jnp.float32)))
+
+    assert "conv_general" not in str(jax.make_jaxpr(dense.product)(x.astype(jnp.float32), w.astype(jnp.float32)))
+    found = (*quick(jax.grad(loss, (0, 1)))(x, w), quick(jax.grad(penalty, 1))(x, w))
+    x, w, v = (np.float64(a) for a in (x, w, v))
+    y = x @ w + v
+    g = y @ w.T  # by x; ||g||² = tr(y wᵀ w yᵀ), of which y = x w + v depends on w too
+    expected = (g, x.T @ y, 2 * (x.T @ (g @ w) + g.T @ y))
+    for got, exact in zip(found, expected, strict=True):
+        assert got.dtype == jnp.bfloat16
+        assert np.abs(np.float64(got) - exact).max() < 0.02 * np.abs(exact).max()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgan.layers import conv_cpu
-from jaxgan.layers.dense import biased
+from jaxgan.layers.bias import biased
 from jaxgan.layers.spectral import SpectralNorm
 
 Pads = conv_cpu.Pads

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgan.layers import resample
+from jaxgan.layers.bias import biased
 from jaxgan.layers.conv import conv
-from jaxgan.layers.dense import biased
 
 
 def leaky(x: jax.Array, clamp: float | None = None) -> jax.Array:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgan.layers import crossed
+from jaxgan.layers.bias import biased
 from jaxgan.layers.conv import Pads, by_hand
 from jaxgan.layers.cpu import as_bits, even_parts, map_parts, sum_parts, sums
-from jaxgan.layers.dense import biased
 
 
 class Way(NamedTuple):

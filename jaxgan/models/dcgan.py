@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxgan.layers import BatchNorm, Conv, ConvTranspose
+from jaxgan.layers import BatchNorm, Conv, ConvTranspose, Dense
 from jaxgan.layers.norm import around_one
 
 normal = nn.initializers.normal(0.02)
@@ -54,7 +54,7 @@ class Generator(nn.Module):
             x = jnp.concatenate([x, jax.nn.one_hot(label, self.num_classes, dtype=self.dtype)], axis=-1)
         *upper, (h, w) = sizes(self.shape)
         channels = self.width * 2 ** max(len(upper) - 1, 0)
-        x = nn.Dense(h * w * channels, use_bias=False, kernel_init=normal, dtype=self.dtype)(x)
+        x = Dense(h * w * channels, use_bias=False, kernel_init=normal, dtype=self.dtype)(x)
         x = norm(x.reshape(-1, h, w, channels))
         for size in reversed(upper[1:]):
             channels //= 2
@@ -95,8 +95,8 @@ class Discriminator(nn.Module):
             x = checkpoint_name(nn.leaky_relu(x, 0.2), "block")
         x = x.astype(jnp.float32)
         if self.auxiliary:
-            return nn.Dense(1 + self.num_classes, kernel_init=normal)(x.reshape(x.shape[0], -1))
-        logits = nn.Dense(1, kernel_init=normal)(x.reshape(x.shape[0], -1))[:, 0]
+            return Dense(1 + self.num_classes, kernel_init=normal)(x.reshape(x.shape[0], -1))
+        logits = Dense(1, kernel_init=normal)(x.reshape(x.shape[0], -1))[:, 0]
         if label is not None:
             embedding = nn.Embed(self.num_classes, x.shape[-1], embedding_init=normal)(label)
             logits = logits + jnp.sum(embedding * x.sum(axis=(1, 2)), axis=-1)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgan.layers import BatchNorm, Conv
+from jaxgan.layers import BatchNorm, Conv, Dense
 from jaxgan.models.dcgan import sizes
 
 kernel = nn.initializers.he_normal()
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         for i in range(max(len(sizes(self.shape)) - 1, 1)):
             x = Conv(self.width * 2**i, 4, 2, use_bias=i == 0, kernel_init=kernel, dtype=self.dtype)(x)
             x = nn.leaky_relu(BatchNorm(dtype=self.dtype)(x, train) if i else x, 0.2)
-        return nn.Dense(self.latent)(x.reshape(x.shape[0], -1).astype(jnp.float32))
+        return Dense(self.latent)(x.reshape(x.shape[0], -1).astype(jnp.float32))
 
 
 class JointDiscriminator(nn.Module):
@@ -48,7 +48,7 @@ class JointDiscriminator(nn.Module):
         for i in range(max(len(sizes(self.shape)) - 1, 1)):
             x = nn.leaky_relu(Conv(self.width * 2**i, 4, 2, kernel_init=kernel, dtype=self.dtype)(x), 0.2)
         wide = 16 * self.width
-        x = nn.leaky_relu(nn.Dense(wide, dtype=self.dtype)(x.reshape(x.shape[0], -1)), 0.2)
-        z = nn.leaky_relu(nn.Dense(wide, dtype=self.dtype)(z.astype(self.dtype)), 0.2)
-        both = nn.leaky_relu(nn.Dense(wide, dtype=self.dtype)(jnp.concatenate([x, z], -1)), 0.2)
-        return nn.Dense(1)(both.astype(jnp.float32))[:, 0]
+        x = nn.leaky_relu(Dense(wide, dtype=self.dtype)(x.reshape(x.shape[0], -1)), 0.2)
+        z = nn.leaky_relu(Dense(wide, dtype=self.dtype)(z.astype(self.dtype)), 0.2)
+        both = nn.leaky_relu(Dense(wide, dtype=self.dtype)(jnp.concatenate([x, z], -1)), 0.2)
+        return Dense(1)(both.astype(jnp.float32))[:, 0]

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgan.layers import Dense
+
 
 def to_unit(images: jax.Array) -> jax.Array:
     """[-1, 1] -> [0, 1]."""
@@ -31,7 +33,7 @@ class Encoder(nn.Module):
         x = to_unit(images).reshape(images.shape[0], -1).astype(self.dtype)
         for width, rate in zip(self.widths, self.dropout, strict=True):
             x = nn.Dropout(rate, deterministic=not train, rng_collection="noise")(x)
-            x = nn.sigmoid(nn.Dense(width, dtype=self.dtype)(x))
+            x = nn.sigmoid(Dense(width, dtype=self.dtype)(x))
         return x.astype(jnp.float32)
 
 
@@ -46,8 +48,8 @@ class Decoder(nn.Module):
     def __call__(self, codes: jax.Array) -> jax.Array:
         x = codes.astype(self.dtype)
         for width in self.widths[1:]:
-            x = nn.sigmoid(nn.Dense(width, dtype=self.dtype)(x))
-        x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x)
+            x = nn.sigmoid(Dense(width, dtype=self.dtype)(x))
+        x = Dense(math.prod(self.shape), dtype=self.dtype)(x)
         return x.astype(jnp.float32).reshape(-1, *self.shape)
 
 
@@ -120,5 +122,5 @@ class Network(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         x = jax.scipy.special.erf(z / math.sqrt(2)).astype(self.dtype)
         for width in self.widths[:-1]:
-            x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
-        return nn.Dense(self.widths[-1], dtype=self.dtype)(x).astype(jnp.float32)
+            x = nn.relu(Dense(width, dtype=self.dtype)(x))
+        return Dense(self.widths[-1], dtype=self.dtype)(x).astype(jnp.float32)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgan.errors import InputError
-from jaxgan.layers import BatchNorm, Conv, ConvTranspose
+from jaxgan.layers import BatchNorm, Conv, ConvTranspose, Dense
 from jaxgan.models.dcgan import normal, sizes
 
 
@@ -65,8 +65,8 @@ class Generator(nn.Module):
             x = jnp.concatenate([x, jax.nn.one_hot(label, self.num_classes, dtype=self.dtype)], -1)
         *upper, (h, w) = sizes(self.shape)
         channels = self.width * 2 ** max(len(upper) - 1, 0)
-        x = norm(nn.Dense(16 * self.width, use_bias=False, kernel_init=normal, dtype=self.dtype)(x))
-        x = norm(nn.Dense(h * w * channels, use_bias=False, kernel_init=normal, dtype=self.dtype)(x))
+        x = norm(Dense(16 * self.width, use_bias=False, kernel_init=normal, dtype=self.dtype)(x))
+        x = norm(Dense(h * w * channels, use_bias=False, kernel_init=normal, dtype=self.dtype)(x))
         x = x.reshape(-1, h, w, channels)
         for size in reversed(upper[1:]):
             channels //= 2
@@ -107,12 +107,12 @@ class Discriminator(nn.Module):
             x = Conv(self.width * 2**i, self.kernel, 2, kernel_init=normal, dtype=self.dtype)(x)
             x = active(x) if i else nn.leaky_relu(x, 0.1)
         x = x.reshape(x.shape[0], -1)
-        x = active(nn.Dense(16 * self.width, kernel_init=normal, dtype=self.dtype)(x)).astype(jnp.float32)
+        x = active(Dense(16 * self.width, kernel_init=normal, dtype=self.dtype)(x)).astype(jnp.float32)
         outputs = self.categorical + 2 * self.continuous
         if outputs:
-            q = active(nn.Dense(2 * self.width, kernel_init=normal, dtype=self.dtype)(x))
-            q = nn.Dense(outputs, kernel_init=normal)(q.astype(jnp.float32))
-        logits = nn.Dense(1, kernel_init=normal)(x)  # after Q: what the last dense layer sees are the features
+            q = active(Dense(2 * self.width, kernel_init=normal, dtype=self.dtype)(x))
+            q = Dense(outputs, kernel_init=normal)(q.astype(jnp.float32))
+        logits = Dense(1, kernel_init=normal)(x)  # after Q: what the last dense layer sees are the features
         if label is not None:
             embedding = nn.Embed(self.num_classes, x.shape[-1], embedding_init=normal)(label)
             logits = logits + jnp.sum(embedding * x, -1, keepdims=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxgan import lookup, models
 from jaxgan.errors import unknown
+from jaxgan.layers import Dense
 
 
 class Miner(nn.Module):
@@ -24,8 +25,8 @@ class Miner(nn.Module):
     def __call__(self, u: jax.Array) -> jax.Array:
         x = u.astype(self.dtype)
         for _ in range(2):
-            x = nn.relu(nn.Dense(self.width, dtype=self.dtype)(x))
-        return u + nn.Dense(u.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(x).astype(u.dtype)
+            x = nn.relu(Dense(self.width, dtype=self.dtype)(x))
+        return u + Dense(u.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype)(x).astype(u.dtype)
 
 
 class Generator(nn.Module):

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgan.layers import BatchNorm
+from jaxgan.layers import BatchNorm, Dense
 
 
 def _with_label(x: jax.Array, label: jax.Array | None, num_classes: int) -> jax.Array:
@@ -32,11 +32,11 @@ class Generator(nn.Module):
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         x = _with_label(z.astype(self.dtype), label, self.num_classes)
         for width in self.widths:
-            x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
+            x = Dense(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, train)
             x = nn.leaky_relu(x, 0.2)
-        x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x)
+        x = Dense(math.prod(self.shape), dtype=self.dtype)(x)
         return jnp.tanh(x.astype(jnp.float32)).reshape(-1, *self.shape)
 
 
@@ -53,5 +53,5 @@ class Discriminator(nn.Module):
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         x = _with_label(x.reshape(x.shape[0], -1).astype(self.dtype), label, self.num_classes)
         for width in self.widths:
-            x = nn.leaky_relu(nn.Dense(width, dtype=self.dtype)(x), 0.2)
-        return nn.Dense(1, dtype=self.dtype)(x).astype(jnp.float32)[:, 0]
+            x = nn.leaky_relu(Dense(width, dtype=self.dtype)(x), 0.2)
+        return Dense(1, dtype=self.dtype)(x).astype(jnp.float32)[:, 0]

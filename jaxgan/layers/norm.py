@@ -82,8 +82,7 @@ class FiLM(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
         gain = 1 + Dense(x.shape[-1], kernel_init=self.kernel_init, name="gain")(condition)
         bias = Dense(x.shape[-1], kernel_init=self.kernel_init, name="bias")(condition)
-        gain, bias = (_over_places(p, x).astype(self.dtype) for p in (gain, bias))
-        return x.astype(self.dtype) * gain + bias
+        return (x.astype(jnp.float32) * _over_places(gain, x) + _over_places(bias, x)).astype(self.dtype)
 
 
 def _over_places(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -328,10 +328,11 @@ def main(config: Config) -> None:
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     image.check(config, len(devices))
-    image_evaluation.check(config)
     check(config)
     images = load(config)
     pool = images.pool
+    for k in config.per_class if not config.run else ():
+        image_evaluation.check(config, pool.subset(draw(images.label, k, config.seed)))
     what = f"--num={config.num} synthetic images of each class"
     memory.check(config.num * pool.num_classes * math.prod(pool.shape), what, "expected fewer")
     existing = given(config, pool) if config.run else None

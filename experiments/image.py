@@ -39,7 +39,7 @@ from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
-from jaxgan.metrics.diagnose import Diagnosis, held_out
+from jaxgan.metrics.diagnose import Diagnosis, batches_of, held_out
 from jaxgan.trained import Trained, network
 
 # Flags of one value, or start,end over --anneal_images; the others may be empty.
@@ -280,10 +280,12 @@ def main(config: Config) -> None:
     held = None
     if config.diagnose:
         source, held = held_out(source, config.split, functools.partial(load, config))
+        batches_of(config.pack, source, held)
     if not config.dry_run:
         train(config, source, devices, held)
         return
     pair = networks(config, source.shape, source.num_classes)
+    evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
         describe(config, source, make_game(config, pair), example_of(source), devices)
 

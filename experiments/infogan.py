@@ -320,6 +320,8 @@ def main(config: Config) -> None:
     devices = parallel.devices_for(config.batch_size, config.devices)
     source = load(config, config.split)
     pair = make_pair(config, source.shape)
+    if source.num_classes > 1 and config.categorical:
+        judge.check(source)
     if config.dry_run:
         made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}

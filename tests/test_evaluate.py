@@ -254,6 +254,7 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         ((f"--run={run}", "--metrics=cas", "--num=50"), "unknown split"),
         ((f"--samples=npz:{tmp_path / 'wide.npz'}", "--dataset=digits"), "--size"),
         ((f"--samples=npz:{tmp_path / 'one.npz'}", "--dataset=digits", "--features=pixels"), "1 samples"),
+        (("--samples=digits", f"--dataset=npz:{tmp_path / 'one.npz'}", "--metrics=fid"), "one.npz has 1 images"),
         (("--samples=digits",), "--samples need --dataset"),
         (("--samples=digits,digits", "--dataset=digits"), "given twice"),
         (("--samples=digits", "--dataset=digits", "--step=3"), "--step=3 is for --run"),
@@ -303,6 +304,11 @@ def test_features_of_a_fork(run, capfd):
 def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capfd):
     from tests.runs import here
 
+    def of(n):
+        np.savez(tmp_path / f"one{n}.npz", image=np.arange(64 * n, dtype=np.uint8).reshape(n, 8, 8, 1))
+        return f"--dataset=npz:{tmp_path / f'one{n}.npz'}"
+
+    plain = of(20)
     for argv, error in (
         (("--metrics=fid", "--features=inceptoin"), "inception"),
         (("--metrics=fid", "--features=inception"), "pt_inception-2015-12-05-6726825d.pth"),
@@ -310,8 +316,16 @@ def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capf
         (("--metrics=is", "--features=pixels"), "needs classes"),
         (("--metrics=density_coverage", "--eval_samples=5"), "--eval_samples=5: expected at least 6"),
         (("--metrics=memorisation",), "does not tell a best checkpoint"),
-        (("--instance_noise=-1",), "--instance_noise=-1.0: expected 0 or more"),
+        (("--metrics=is", plain), "--metrics=is needs labels of two classes"),
+        (("--metrics=modes", plain), "--metrics=modes: modes of npz:"),
+        (("--metrics=is", "--features=tests.test_evaluate:MEAN"), "tests.test_evaluate:MEAN do not tell"),
+        ((of(1),), "--metrics=distance needs at least 4 real images"),
+        ((of(3),), "one3.npz has 3"),
+        (("--metrics=fid", of(3)), "--metrics=fid needs at least 4"),
+        (("--metrics=precision_recall", of(5)), "--metrics=precision_recall needs at least 6"),
+        (("--metrics=fid", "--features=pixels", of(1)), "--metrics=fid needs at least 2"),
     ):
-        code, _, err = here(capfd, *argv, f"--workdir={tmp_path / 'run'}")
-        assert code == 2 and error in err and "Traceback" not in err, (argv, err)
+        for also in ((), ("--dry_run",)):
+            code, out, err = here(capfd, *argv, *also, f"--workdir={tmp_path / 'run'}")
+            assert (code, out) == (2, "") and err.count("\n") == 1 and error in err, (argv, err)
     assert not (tmp_path / "run").exists()

@@ -24,11 +24,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments import generate, image, image_evaluation
+from experiments import generate, image, image_check, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
 from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
+from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.metrics import recipe, rejection
@@ -141,17 +142,8 @@ class Gan(NamedTuple):
 
 
 def check(config: Config) -> None:
-    for name, least in {
-        "seeds": 2,
-        "num": 1,
-        "tries": 1,
-        "classifier_steps": 1,
-        "classifier_width": 1,
-        "shift": 0,
-        "rotate": 0,
-    }.items():
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    ones = ("num", "tries", "classifier_steps", "classifier_width")
+    check_least(config, {"seeds": 2, "shift": 0, "rotate": 0} | dict.fromkeys(ones, 1))
     for name, (least, most) in {"confidence": (0, 1), "percentile": (0, 100), "shift": (0, 1)}.items():
         if not least <= getattr(config, name) <= most:
             raise InputError(f"--{name}={getattr(config, name)}: expected a number from {least} to {most}")
@@ -327,7 +319,7 @@ def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
-    image.check(config, len(devices))
+    image_check.check(config, len(devices))
     check(config)
     images = load(config)
     pool = images.pool

@@ -40,7 +40,7 @@ from jaxgan import (
     sources,
 )
 from jaxgan import workdir as directories
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, State
@@ -93,10 +93,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in their words."""
-    least = {"seeds": 1, "categorical": 0, "continuous": 0, "noise": 0, "width": 1, "eval_samples": 2}
-    for name in (*least, "information", "invariance", "r1", "ema"):
-        if getattr(config, name) < least.get(name, 0):
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least.get(name, 0)}")
+    least = {"seeds": 1, "width": 1, "eval_samples": 2}
+    zeros = ("categorical", "continuous", "noise", "information", "invariance", "r1", "ema")
+    check_least(config, least | dict.fromkeys(zeros, 0))
     for name in ("categorical", "continuous", "noise", "width"):
         if getattr(config, name) > 2**14:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {2**14:,}")

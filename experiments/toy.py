@@ -24,7 +24,7 @@ import optax
 from PIL import Image
 
 from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule, workdir
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, State
@@ -259,10 +259,9 @@ def line(name: str, rows: list[dict[str, Any]], modes: int, seconds: float) -> s
 
 
 def check(config: Config) -> None:
-    for name in ("seeds", "steps", "batch_size", "width", "frames"):
-        least = 0 if name in ("steps", "batch_size") else 1
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    check_least(config, dict.fromkeys(("seeds", "width", "frames"), 1) | dict.fromkeys(("steps", "batch_size"), 0))
+    if not 0 <= config.seed <= 2**32 - config.seeds:
+        raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - config.seeds}")
     for name in ("data", "methods"):
         if not getattr(config, name):
             raise InputError(f"--{name}= is empty; expected at least one")

@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxgan.errors import InputError
-from jaxgan.flags import option
+from jaxgan.flags import option, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,24 @@ def check_numbers(config: Common) -> None:
     for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
         if getattr(config, name) > most:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
+    check_least(config, {"resident_gb": 0})
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
+
+
+def check_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raises InputError for a number, or one of several, below the least that its flag may have."""
+    for name, low in least.items():
+        values = getattr(config, name)
+        if min(values if isinstance(values, tuple) else (values,), default=low) < low:
+            raise InputError(f"--{name}={written(values)}: expected at least {low}")
+
+
+def check_decays(config: Any, names: Iterable[str]) -> None:
+    """Raises InputError for what is no share of a moving average that stays: Adam divides by 1 less it."""
+    for name in names:
+        values = getattr(config, name)
+        if not all(0 <= value < 1 for value in (values if isinstance(values, tuple) else (values,))):
+            raise InputError(f"--{name}={written(values)}: expected 0 or more, and less than 1")

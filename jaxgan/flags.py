@@ -26,7 +26,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 from etils import epath
@@ -39,6 +39,13 @@ _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or f
 LONGEST = 4000  # characters of the one line that says what was wrong
 LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
 _HELP = ("help", "helpshort", "helpfull")
+
+
+class Need(NamedTuple):
+    """What a flag needs to be of any use, for the table `needs` of a config class."""
+
+    met: Callable[[Any], object]  # of the config
+    why: str  # "--flag=value does nothing ..."
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), resumable: bool = False) -> Any:
@@ -82,7 +89,28 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
         raise SystemExit(0)
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
-    return config_class(**overrides)
+    config = config_class(**overrides)
+    _check_needs(config, argv)
+    return config
+
+
+def _check_needs(config: Any, argv: Sequence[str]) -> None:
+    """Raises InputError for a flag of the command line that would do nothing: a wish that nobody would fulfil.
+
+    A preset or a flag file may hold one, for a flag beside it to take its use away; so may a run that began with it.
+    """
+    typed = {argument.lstrip("-").partition("=")[0] for argument in argv if argument.startswith("-")}
+    for field in dataclasses.fields(config):
+        need, value = getattr(config, "needs", {}).get(field.name), getattr(config, field.name)
+        if need and field.name in typed and value != field.default and not need.met(config) and not _begun(config):
+            given = f"--{field.name}" if value is True else f"--{field.name}={written(value)}"
+            raise InputError(f"{given} does nothing {need.why}")
+
+
+def _begun(config: Any) -> bool:
+    with contextlib.suppress(OSError):  # a name that no file can have
+        return bool(config.workdir) and (files.reach(config.workdir) / "config.json").exists()
+    return False
 
 
 def main(
@@ -111,7 +139,7 @@ def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None 
     """Writes `config.json` ({"config": fields, **extra}) and `flags.txt` (all flags, for `--flagfile`); both atomic."""
     lines = []
     for name, kind in _kinds(type(config)).items():
-        text = _text(getattr(config, name))
+        text = written(getattr(config, name))
         if kind.base is bool and not kind.many and text != "none":
             lines.append(f"--{name}" if text == "true" else f"--no{name}")
         else:
@@ -160,12 +188,13 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
         free |= {field.name} if field.metadata.get("resumable") else set()
         defaults[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
     differences = [
-        f"{name} is {_text(value)!r} there, {_text(given[name])!r} here"
+        f"{name} is {written(value)!r} there, {written(given[name])!r} here"
         for name in given
         if name not in free and (value := stored.get(name, defaults[name])) != given[name]
     ]
     differences += [
-        f"{name} is {_text(stored[name])!r} there, no flag here" for name in sorted(stored.keys() - given.keys() - free)
+        f"{name} is {written(stored[name])!r} there, no flag here"
+        for name in sorted(stored.keys() - given.keys() - free)
     ]
     if differences:
         raise InputError(
@@ -253,10 +282,10 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
     return kinds
 
 
-def _text(value: Any) -> str:
+def written(value: Any) -> str:
     """The text that a flag would be given for `value`."""
     if isinstance(value, tuple | list):
-        return ",".join(map(_text, value))
+        return ",".join(map(written, value))
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
@@ -271,7 +300,7 @@ def _preset(preset: str, row: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> 
         if value is None and not kinds[name].optional:
             raise InputError(f"preset {preset!r}: --{name}=none: expected {kinds[name].expected}")
         try:
-            values[name] = kinds[name].read(name, _text(value))
+            values[name] = kinds[name].read(name, written(value))
         except InputError as error:
             raise InputError(f"preset {preset!r}: {error}") from None
     return values
@@ -300,12 +329,12 @@ def _help(config_class: type, kinds: Mapping[str, _Kind], overrides: dict[str, A
     if rows:
         lines += ["--preset=NAME takes the flags of one row; flags that are given win over it:", ""]
         for name, row in rows.items():
-            lines += entry(name, " ".join(f"--{flag}={_text(value)}" for flag, value in row.items()))
+            lines += entry(name, " ".join(f"--{flag}={written(value)}" for flag, value in row.items()))
         lines.append("")
     lines += ["Flags, with their values as things stand; --flagfile=FILE reads them from a file, one a line:", ""]
     for field in dataclasses.fields(config_class):
         kind = kinds[field.name]
-        value = _text(overrides.get(field.name, field.default))
+        value = written(overrides.get(field.name, field.default))
         body = kind.help if kind.base is str and not kind.choices else f"{kind.help} ({kind.expected})"
         lines += entry(f"--{field.name}={value}", body)
     return "\n".join(lines)

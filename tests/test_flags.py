@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 from absl import flags as absl_flags
@@ -168,6 +169,22 @@ def test_main(capsys):
         shown = capsys.readouterr()
         assert shown.err.startswith(message) and shown.err.count("\n") == 1 and not shown.out
     assert len(ran) == 1
+
+
+def test_a_flag_without_use_is_refused_where_it_was_typed_for_a_new_run(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Needy(Config):
+        needs: ClassVar = {"lr": flags.Need(lambda config: config.steps > 1, "without --steps above 1")}
+
+    for argv in (["--steps=1", "--lr=0.5"], ["--lr", "0.5", "--preset=one"]):
+        with pytest.raises(InputError, match=r"--lr=0\.5 does nothing without --steps above 1"):
+            flags.parse(Needy, {"one": {"steps": 1}}, argv)
+    (tmp_path / "old.txt").write_text("--lr=0.5\n")
+    for argv in (["--lr=0.5"], ["--steps=1", "--lr=2e-4"], ["--steps=1", f"--flagfile={tmp_path}/old.txt"]):
+        flags.parse(Needy, {}, argv)
+    assert flags.parse(Needy, {"half": {"lr": 0.5}}, ["--preset=half", "--steps=1"]).lr == 0.5
+    flags.write(Needy(steps=1, lr=0.5), tmp_path)
+    assert flags.parse(Needy, {}, ["--steps=1", "--lr=0.5", f"--workdir={tmp_path}"]).lr == 0.5
 
 
 def test_nothing_global_and_nothing_heavy():

@@ -17,8 +17,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -42,6 +42,8 @@ SHOWN = 10  # synthetic images of a class in a picture
 
 @dataclasses.dataclass(frozen=True)
 class Config(image.Config):
+    needs: ClassVar[Mapping[str, flags.Need]] = {k: v for k, v in image_check.NEEDS.items() if k != "diagnose"}
+
     # Of the GAN: the flags of experiments.image, some with other defaults.
     conditional: bool = option(True, "the generator makes the class that it is asked for; without, there is no label")
     steps: int = option(1500, "training steps of each GAN")

@@ -25,6 +25,7 @@ from jaxgan import (
     data,
     flags,
     hosts,
+    lastwords,
     lookup,
     loop,
     losses,
@@ -36,7 +37,7 @@ from jaxgan import (
     report,
     schedule,
 )
-from jaxgan.config import Common
+from jaxgan.config import Common, kimg
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
@@ -234,6 +235,8 @@ def main(config: Config) -> None:
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     check(config, len(devices))
+    if config.conditional and len(config.classes) == 1:
+        raise InputError(f"--conditional with --classes={config.classes[0]}: expected two classes or more, or all")
     source = load(config, config.split)
     held = None
     if config.diagnose:
@@ -332,17 +335,16 @@ def describe(config: Config, source: data.Source, game: Game, example: dict, dev
     state = jax.eval_shape(game.init, jax.random.key(0), example)
     h, w, c = source.shape
     classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
-    print(f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}")
+    lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}"]
     for name, player in state.players.items():
         count = sum(x.size for x in jax.tree.leaves(player.params))
-        print(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")
+        lines.append(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")
     for move in game.moves:
-        print(
-            f"move     {move.title}: {move.times} times every {move.every} steps"
-            f"{'' if move.draw else ', no new examples'}"
-        )
-    print(f"devices  {len(devices)} x {devices[0].device_kind}, {config.batch_size // len(devices)} images each")
-    print(f"run      {config.steps:,} steps, {config.steps * config.batch_size / 1000:,.0f} kimg, to {config.workdir}")
+        again = "" if move.draw else ", no new examples"
+        lines.append(f"move     {move.title}: {move.times} times every {move.every} steps{again}")
+    lines.append(f"devices  {len(devices)} x {devices[0].device_kind}, {config.batch_size // len(devices)} images each")
+    lines.append(f"run      {config.steps:,} steps, {kimg(config.steps * config.batch_size)}, to {config.workdir}")
+    lastwords.show("\n".join(lines))
 
 
 if __name__ == "__main__":

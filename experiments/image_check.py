@@ -66,10 +66,6 @@ def check(config: Any, devices: int) -> None:
             raise InputError(f"--{name}={written(values)}: expected numbers from 0 to 1")
     if config.auxiliary and not config.conditional:
         raise InputError(f"--auxiliary={config.auxiliary} needs classes to tell; expected --conditional with it")
-    if config.conditional and len(config.classes) == 1:
-        raise InputError(
-            f"--conditional with --classes={written(config.classes)}: expected two classes or more, or all"
-        )
     if config.conditional and config.pack > 1:
         raise InputError(f"--pack={config.pack} with --conditional: images judged together have no common class")
     share = config.batch_size // devices

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jaxgan import data, loop, memory
+from jaxgan import data, hosts, loop, memory
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -143,4 +143,4 @@ def check_logits(config: Any, network: embed.Network, source: data.Source) -> No
 
 
 def tell(what: str, accuracy: float) -> None:
-    print(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", file=sys.stderr)
+    hosts.tell(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", sys.stderr)

@@ -29,6 +29,7 @@ from jaxgan import (
     data,
     files,
     flags,
+    hosts,
     information,
     lookup,
     loop,
@@ -219,7 +220,7 @@ def reader(config: Config, source: data.Source) -> Reader | None:
         real = data.read_all(test)
         _, guessed = classify.look(found.classifier, found.params, classify.scaled(real["image"]))
         accuracy = float(np.mean(guessed == real["label"]))
-    print(f"a classifier tells the labels of real images it has not seen with {accuracy:.1%} accuracy", file=sys.stderr)
+    hosts.tell(f"a classifier tells the labels of real images it has not seen with {accuracy:.1%} accuracy", sys.stderr)
     return Reader(found.classifier, found.params, accuracy)
 
 
@@ -331,7 +332,7 @@ def main(config: Config) -> None:
     rows = {}
     for name, run in runs.items():
         rows[name] = train(run, source, devices, read)
-        print(line(name, rows[name]), flush=True)
+        hosts.tell(line(name, rows[name]))
     best = max(rows, key=lambda name: rows[name]["information"]["total"])
     about = {"best": best, "samples": MEASURED, "classifier": read.accuracy if read else None, "seeds": rows}
     files.write(home / "table.json", json.dumps(about, indent=1) + "\n")

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from PIL import Image
 
-from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule, workdir
+from jaxgan import adversarial, files, flags, hosts, loop, losses, penalties, report, schedule, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -305,7 +305,7 @@ def main(config: Config) -> None:
             rows, seconds = json.loads(str(stored["rows"])), float(stored["seconds"])
             films[name] = [picture(points, mixture) for points in stored["shown"]]
             table[f"{data}/{name}"] = {"seconds": seconds, "seeds": rows}
-            print(line(name, rows, len(mixture.centres), seconds), flush=True)
+            hosts.tell(line(name, rows, len(mixture.centres), seconds))
         frames = [np.concatenate(row, 1) for row in zip(*films.values(), strict=True)]
         files.write(directory / f"{data}.gif", animation(frames))
         report.save_png(directory / f"{data}.png", frames[-1])

@@ -102,3 +102,8 @@ def check_decays(config: Any, names: Iterable[str]) -> None:
         values = getattr(config, name)
         if not all(0 <= value < 1 for value in (values if isinstance(values, tuple) else (values,))):
             raise InputError(f"--{name}={written(values)}: expected 0 or more, and less than 1")
+
+
+def kimg(images: int) -> str:
+    """Thousands of images, as the progress of a training is counted; of a short one with what is behind the point."""
+    return f"{images / 1000:,.0f} kimg" if images >= 100_000 else f"{images / 1000:g} kimg"

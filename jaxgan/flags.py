@@ -38,6 +38,7 @@ Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 LONGEST = 4000  # characters of the one line that says what was wrong
 LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
+UNREAD = 128 + 13  # the exit code of a program that SIGPIPE ends: `head` has seen enough
 _HELP = ("help", "helpshort", "helpfull")
 
 
@@ -85,7 +86,7 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
     given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
     overrides = (rows[preset] if preset else {}) | given
     if any(values[name].value == "true" for name in _HELP):
-        print(_help(config_class, kinds, overrides, rows, doc))
+        lastwords.show(_help(config_class, kinds, overrides, rows, doc))
         raise SystemExit(0)
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
@@ -123,16 +124,24 @@ def main(
       doc: what `--helpshort` says first, by default the docstring of the module that defines `run`.
     """
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
+    lastwords.open_streams()
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
+        lastwords.show()
     except Ending as ending:
         prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
-        with contextlib.suppress(OSError):  # whoever read it may be gone
-            print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
+        lastwords.say(prefix + printable(" ".join(str(ending).split()))[:LONGEST], sys.stderr)
         lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        lastwords.say("interrupted", sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if lastwords.unread(stream)]
+        if not gone:  # a pipe of something else
+            raise
+        for stream in gone:
+            lastwords.mute(stream)
+        raise SystemExit(UNREAD) from None
 
 
 def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, rollback, workdir
-from jaxgan.config import Common, check_numbers
+from jaxgan.config import Common, check_numbers, kimg
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
 from jaxgan.game import Game, State
@@ -157,7 +157,7 @@ def run(
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
     pictures = "samples/, " if sample and config.sample_every else ""
     hosts.tell(
-        f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
+        f"trained {step} steps, {kimg(step * config.batch_size)}, in {seconds:.0f} s{ending}; "
         f"everything lies in {directory}: checkpoints/, {pictures}metrics.jsonl, config.json"
     )
     return state

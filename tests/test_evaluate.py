@@ -239,6 +239,7 @@ def test_folders_against_folders(tmp_path, capfd, digits):
 
 
 def test_wrong_calls_are_one_line(run, tmp_path, capfd):
+    (tmp_path / "folder.json").mkdir()
     np.savez(tmp_path / "wide.npz", image=np.zeros((20, 5, 8, 1), np.uint8))
     np.savez(tmp_path / "three.npz", image=np.zeros((20, 8, 8, 1), np.uint8), label=np.arange(20) % 3)
     np.savez(tmp_path / "one.npz", image=np.zeros((1, 8, 8, 1), np.uint8))
@@ -251,6 +252,10 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         ((f"--run={run}", "--features=inception"), "pt_inception-2015-12-05-6726825d.pth"),
         ((f"--run={run}", "--num=1"), "--num=1: expected at least 2"),
         ((f"--run={run}", "--reference_images=9999"), "1,797"),
+        ((f"--run={run}", "--reference_images=1", "--metrics=fid"), "--reference_images=1: expected 0 (all), or"),
+        ((f"--run={run}", "--reference_images=5"), "at least 6"),
+        ((f"--run={run}", "--num=5"), "--num=5: expected at least 6"),
+        ((f"--run={run}", f"--out={tmp_path / 'folder.json'}"), "is a folder"),
         ((f"--run={run}", "--metrics=cas", "--num=50"), "unknown split"),
         ((f"--samples=npz:{tmp_path / 'wide.npz'}", "--dataset=digits"), "--size"),
         ((f"--samples=npz:{tmp_path / 'one.npz'}", "--dataset=digits", "--features=pixels"), "1 samples"),
@@ -267,7 +272,7 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         code, out, err = called(capfd, *argv)
         (line,) = [text for text in err.splitlines() if text.startswith("error: ")]
         assert code == 2 and error in line and "Traceback" not in err and not out, (argv, err)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.npz", "three.npz", "wide.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.json", "one.npz", "three.npz", "wide.npz"]
 
 
 def test_evaluation_in_training(tmp_path, capfd):

@@ -141,7 +141,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capfd):
     before = snapshot(tmp_path)
     code, out, err = here(capfd, *TINY, f"--workdir={tmp_path / 'run'}", "--dry_run")
     assert (code, err, snapshot(tmp_path)) == (0, "", before)
-    for word in ("1,797 images of 8x8x1, 10 classes", "gen", "disc", "4,000 steps", str(tmp_path / "run")):
+    for word in ("1,797 images of 8x8x1, 10 classes", "gen", "disc", "4,000 steps, 32 kimg", str(tmp_path / "run")):
         assert word in out, out
 
 

@@ -10,6 +10,7 @@ discriminator makes of images that it has learnt from, of others, and of generat
 moves are; and how much generated images differ from each other, beside as many real ones.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -251,7 +252,8 @@ class Diagnosis:
         scores["steepness"] = abs(scores["gap"]) / self.distance
         self.history.append(scores)
         verdict = diagnose(self.history)
-        tqdm.tqdm.write(f"step {int(state.step)}: {verdict.word} ({verdict.reason})", file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            tqdm.tqdm.write(f"step {int(state.step)}: {verdict.word} ({verdict.reason})", file=sys.stderr)
         return {f"diagnose_{name}": value for name, value in scores.items()}
 
     def diversity(self, images: np.ndarray) -> dict[str, float]:

@@ -48,7 +48,9 @@ class Common:
     devices: int = option(0, "devices to use; 0: all", resumable=True)
     deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
     tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
-    profile: bool = option(False, "record the third call to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True)
+    profile: bool = option(
+        False, "record the third call, or the last of fewer, to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True
+    )
     coordinator: str = option(
         "", "HOST:PORT of host 0, for --num_hosts; empty: one host, or those of a TPU slice or srun", resumable=True
     )

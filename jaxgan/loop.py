@@ -217,8 +217,10 @@ def play(
             scores = found or {}
             with storage():
                 log.log(step, step * config.batch_size, owed["metrics"] | scores)
+        # The short call at the end compiles: of fewer calls than that, the last whole one.
+        chosen = min(PROFILED, max((config.steps - step) // program.length - 1, 0))
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
-            recorded = config.profile and i == PROFILED and hosts.first()
+            recorded = config.profile and i == chosen and hosts.first()
             with profiled(run.directory, storage) if recorded else contextlib.nullcontext():
                 steps = next(iter(x.values())).shape[1]  # the last call may be shorter
                 call = program.of(steps)

@@ -86,7 +86,7 @@ def main(config: Config) -> None:
         if not config.shape and getattr(config, name) != getattr(Config, name):
             raise InputError(f"--{name} without --shape: the images of --dataset={config.dataset} have their own")
     source = absent(config) if config.shape else image.load(config, config.split)
-    pair = image.networks(config, source.shape, source.num_classes)
+    pair = image.playing(config, source)
     game = image.make_game(config, pair)
     feed = image.place(config, source, game, devices, read=False)
     share = config.batch_size // len(devices)

@@ -330,7 +330,7 @@ def main(config: Config) -> None:
     what = f"--num={config.num} synthetic images of each class"
     memory.check(config.num * pool.num_classes * math.prod(pool.shape), what, "expected fewer")
     existing = given(config, pool) if config.run else None
-    image.make_game(config, image.networks(config, pool.shape, pool.num_classes))  # for what is wrong with its flags
+    image.make_game(config, image.playing(config, pool))  # for what is wrong with its flags
     if config.dry_run:
         describe(config, images)
         return

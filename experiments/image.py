@@ -245,10 +245,18 @@ def main(config: Config) -> None:
     if not config.dry_run:
         train(config, source, devices, held)
         return
-    pair = networks(config, source.shape, source.num_classes)
+    pair = playing(config, source)
     evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
         describe(config, source, make_game(config, pair), example_of(source), devices)
+
+
+def playing(config: Config, source: data.Source) -> adversarial.Pair:
+    """The networks for these images. Raises InputError for those that cannot play the game of `config`."""
+    pair = networks(config, source.shape, source.num_classes)
+    if config.path_length:
+        pathlength.check(pair.generator)
+    return pair
 
 
 def load(config: Config, split: str) -> data.Source:
@@ -302,7 +310,7 @@ def train(
 
     held: images that training does not see, for --diagnose.
     """
-    pair = networks(config, source.shape, source.num_classes)
+    pair = playing(config, source)
     game = change(make_game(config, pair))
 
     def sample(state: State) -> np.ndarray:

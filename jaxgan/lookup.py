@@ -17,7 +17,7 @@ def names(package: ModuleType) -> list[str]:
 def module(kind: str, name: str, package: ModuleType, needed: Sequence[str]) -> ModuleType:
     """`package.name`, or the module of a dotted path, which has the attributes `needed`."""
     found = None
-    if "." in name:
+    if "." in name and not name.endswith(".py"):  # a file's name is no module's
         found = _import(kind, name)
     elif name in names(package):
         found = importlib.import_module(f"{package.__name__}.{name}")

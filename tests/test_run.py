@@ -129,9 +129,10 @@ def test_a_flag_file_repeats_a_run(whole, tmp_path):
     same_run(tmp_path / "other", whole)
 
 
-def test_a_call_is_recorded(tmp_path, capfd):
-    """What TensorBoard's profile plugin and Perfetto read."""
-    code, _, err = here(capfd, *TINY, "--steps=15", "--profile", f"--workdir={tmp_path / 'run'}")
+@pytest.mark.parametrize("steps", [15, 7])
+def test_a_call_is_recorded(steps, tmp_path, capfd):
+    """What TensorBoard's profile plugin and Perfetto read; of a run of fewer than three calls too."""
+    code, _, err = here(capfd, *TINY, f"--steps={steps}", "--profile", f"--workdir={tmp_path / 'run'}")
     assert code == 0, err
     names = [path.name for path in (tmp_path / "run" / "profile").rglob("*")]
     assert "perfetto_trace.json.gz" in names and any(name.endswith(".xplane.pb") for name in names)
@@ -218,6 +219,9 @@ REFUSED = {
     "loss of no module": ("--loss=no.such:loss", "'no.such'"),
     "model": ("--model=dcgn", "'dcgn'", "'dcgan'"),
     "model of no module": ("--model=no.such", "'no.such'"),
+    "model that is a file": ("--model=dcgan.py", "'dcgan.py'", "'dcgan'"),
+    "variant": ("--model=resnet --size=32 --latent=0 --variant=sngn", "'sngn'", "'sngan'"),
+    "path length of no styles": ("--path_length=2", "--path_length", "--model=stylegan2"),
     "model that is none": ("--model=jaxgan.losses", "jaxgan.losses", "Generator"),
     "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, infogan, mlp"),
     "model without the argument": ("--model=mlp --width=4", "'width'", "mlp"),

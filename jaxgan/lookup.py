@@ -24,7 +24,8 @@ def module(kind: str, name: str, package: ModuleType, needed: Sequence[str]) -> 
     if found is None or any(not hasattr(found, attribute) for attribute in needed):
         inside = {n: importlib.import_module(f"{package.__name__}.{n}") for n in names(package)}
         choices = [n for n, m in inside.items() if all(hasattr(m, attribute) for attribute in needed)]
-        raise unknown(kind, name, choices, f"or a module of your own, pkg.{name}, with {' and '.join(needed)}")
+        own = f"pkg.{name.removesuffix('.py')}"
+        raise unknown(kind, name, choices, f"or a module of your own, {own}, with {' and '.join(needed)}")
     return found
 
 

@@ -14,12 +14,13 @@ import math
 import os
 import re
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from experiments import image
+from experiments import image, image_check
 from experiments.benchmark import count
 from experiments.image_presets import PRESETS
 from jaxgan import data, flags, loop, parallel, topology
@@ -37,6 +38,11 @@ LARGEST = 2**14  # side of an image
 
 @dataclasses.dataclass(frozen=True)
 class Config(image.Config):
+    needs: ClassVar[Mapping[str, flags.Need]] = image_check.NEEDS | dict.fromkeys(
+        ("size", "crop", "channels"),
+        flags.Need(lambda c: not c.shape, "with --shape, which stands for the images as the run sees them"),
+    )
+
     topology: str = option("here", "chips: here, a100, h100, h200 or h100:8, v4, v5e, v5p, v6e or v5e:2x4")
     shape: str = option("", "images of HEIGHTxWIDTHxCHANNELS, instead of reading those of --dataset")
     num_classes: int = option(0, "their classes, with --shape")
@@ -75,12 +81,12 @@ def main(config: Config) -> None:
         raise InputError(f"--devices={config.devices}: expected 0 (all) to {len(chips.devices)} of {config.topology}")
     devices = chips.devices[: config.devices or None]
     parallel.check_shares(config.batch_size, len(devices))
-    image.check(config, len(devices))
+    image_check.check(config, len(devices))
     for name in ("examples", "num_classes"):
         if not config.shape and getattr(config, name) != getattr(Config, name):
             raise InputError(f"--{name} without --shape: the images of --dataset={config.dataset} have their own")
     source = absent(config) if config.shape else image.load(config, config.split)
-    pair = image.networks(config, source.shape, source.num_classes)
+    pair = image.playing(config, source)
     game = image.make_game(config, pair)
     feed = image.place(config, source, game, devices, read=False)
     share = config.batch_size // len(devices)

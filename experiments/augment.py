@@ -17,18 +17,19 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from experiments import generate, image, image_evaluation
+from experiments import generate, image, image_check, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
 from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
+from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.metrics import recipe, rejection
@@ -41,6 +42,8 @@ SHOWN = 10  # synthetic images of a class in a picture
 
 @dataclasses.dataclass(frozen=True)
 class Config(image.Config):
+    needs: ClassVar[Mapping[str, flags.Need]] = {k: v for k, v in image_check.NEEDS.items() if k != "diagnose"}
+
     # Of the GAN: the flags of experiments.image, some with other defaults.
     conditional: bool = option(True, "the generator makes the class that it is asked for; without, there is no label")
     steps: int = option(1500, "training steps of each GAN")
@@ -141,17 +144,8 @@ class Gan(NamedTuple):
 
 
 def check(config: Config) -> None:
-    for name, least in {
-        "seeds": 2,
-        "num": 1,
-        "tries": 1,
-        "classifier_steps": 1,
-        "classifier_width": 1,
-        "shift": 0,
-        "rotate": 0,
-    }.items():
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    ones = ("num", "tries", "classifier_steps", "classifier_width")
+    check_least(config, {"seeds": 2, "shift": 0, "rotate": 0} | dict.fromkeys(ones, 1))
     for name, (least, most) in {"confidence": (0, 1), "percentile": (0, 100), "shift": (0, 1)}.items():
         if not least <= getattr(config, name) <= most:
             raise InputError(f"--{name}={getattr(config, name)}: expected a number from {least} to {most}")
@@ -327,15 +321,16 @@ def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
-    image.check(config, len(devices))
-    image_evaluation.check(config)
+    image_check.check(config, len(devices))
     check(config)
     images = load(config)
     pool = images.pool
+    for k in config.per_class if not config.run else ():
+        image_evaluation.check(config, pool.subset(draw(images.label, k, config.seed)))
     what = f"--num={config.num} synthetic images of each class"
     memory.check(config.num * pool.num_classes * math.prod(pool.shape), what, "expected fewer")
     existing = given(config, pool) if config.run else None
-    image.make_game(config, image.networks(config, pool.shape, pool.num_classes))  # for what is wrong with its flags
+    image.make_game(config, image.playing(config, pool))  # for what is wrong with its flags
     if config.dry_run:
         describe(config, images)
         return

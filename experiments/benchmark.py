@@ -30,6 +30,7 @@ import numpy as np
 from experiments import flax_peer
 from experiments.benchmark_cases import CASES, LARGE, Case, make_game, players
 from jaxgan import adversarial, data, files, flags, parallel, sources
+from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game
@@ -271,7 +272,7 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
     for program in programs:
         program.run()  # warm
         if config.profile and program in own:
-            folder = f"{config.profile}/{case.name}-{program.name.replace(' ', '-')}-{program.dtype}"
+            folder = f"{files.reach(config.profile)}/{case.name}-{program.name.replace(' ', '-')}-{program.dtype}"
             with jax.profiler.trace(folder, create_perfetto_trace=True):
                 program.run()
     for _ in range(config.rounds):
@@ -315,18 +316,30 @@ def measure(case: Case, config: Config) -> dict[str, Any]:
     return {"case": dataclasses.asdict(case), "peak_gflops": peaks, "programs": rows, "ratios": ratios}
 
 
-def main(config: Config) -> None:
-    for name in ("rounds", "accumulate"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+def check(config: Config) -> None:
+    """What can be wrong with the flags alone."""
     for name in ("cases", "dtype", "placement", "steps_per_call", "modes"):
         if not getattr(config, name):
             raise InputError(f"--{name}= is empty; expected at least one")
-    if min(config.steps_per_call) < 1:
-        raise InputError(f"--steps_per_call={min(config.steps_per_call)}: expected at least 1")
+    check_least(config, dict.fromkeys(("rounds", "accumulate", "steps_per_call"), 1))
     for name in ("width", "batch_size"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least 1, or 0 for the case's own")
+    if config.out:
+        files.destination("--out", config.out, overwrite=True)
+    if config.profile:
+        files.destination("--profile", config.profile, overwrite=True, folder=True)
+    if config.peer == "flax":
+        without = [name for name in config.cases if CASES[name].model != "dcgan"]
+        if len(without) == len(config.cases):
+            known = ", ".join(case.name for case in CASES.values() if case.model == "dcgan")
+            raise InputError(f"--peer=flax has no networks for --cases={','.join(without)}; expected some of {known}")
+        if without:
+            print(f"without a peer: {', '.join(without)}, for which --peer=flax has no networks", file=sys.stderr)
+
+
+def main(config: Config) -> None:
+    check(config)
     jax.config.update("jax_default_matmul_precision", "highest" if config.dtype == ("float32",) else None)
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)
@@ -335,6 +348,9 @@ def main(config: Config) -> None:
     for name in ("width", "batch_size"):
         if getattr(config, name):
             chosen = [dataclasses.replace(case, **{name: getattr(config, name)}) for case in chosen]
+    for case in chosen:
+        share = case.batch_size // len(parallel.devices_for(case.batch_size, config.devices))
+        parallel.check_divides("accumulate", config.accumulate, share, f"images of a device of {case.name}")
     device = jax.devices()[0]
     about = {
         "device": device.device_kind,
@@ -345,7 +361,10 @@ def main(config: Config) -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     results = [measure(case, config) for case in chosen]
     if config.out:
-        files.write(config.out, json.dumps({**about, "config": dataclasses.asdict(config), "cases": results}, indent=1))
+        files.write(
+            files.reach(config.out),
+            json.dumps({**about, "config": dataclasses.asdict(config), "cases": results}, indent=1),
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -24,8 +23,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, loop, memory, report, sources, trained
-from jaxgan.config import Common
+from jaxgan import data, files, flags, hosts, loop, memory, report, sources, trained
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
 from jaxgan.images import CROPS, to_uint8
@@ -121,13 +120,17 @@ def check(config: Config) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name} is given twice; expected each once")
-    for name, least in {"num": 2, "repeats": 1, "reference_images": 0}.items():
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    check_least(config, {"num": 2, "repeats": 1, "reference_images": 0})
     if not 0 <= config.seed < 2**32 - config.repeats:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - config.repeats - 1}")
     if not config.metrics:
         raise InputError("--metrics= is empty; expected at least one")
+    of_features = [measure.METRICS[name].least for name in config.metrics if name in measure.METRICS]
+    least = max(of_features, default=2)
+    if 0 < config.reference_images < least:
+        raise InputError(f"--reference_images={config.reference_images}: expected 0 (all), or at least {least}")
+    if config.run:
+        check_least(config, {"num": least})
     if config.samples and not config.dataset:
         raise InputError("--samples need --dataset, the real images; for example --dataset=mnist or folder:DIR")
     if config.samples and config.repeats > 1:
@@ -143,12 +146,7 @@ def check(config: Config) -> None:
         return
     if not config.out.endswith(".json"):
         raise InputError(f"--out={config.out}: expected a name that ends in .json")
-    out = files.reach(config.out)
-    if files.is_remote(out):
-        return
-    parent = next(path for path in out.absolute().parents if path.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise InputError(f"cannot write --out={config.out}: {str(parent)!r} is no folder to write to")
+    files.destination("--out", config.out, overwrite=True)
 
 
 # --- what is measured
@@ -232,7 +230,7 @@ def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
 def judged(source: data.Source) -> judge.Judge:
     found = judge.train(source, 1000, loop.cache_dir())
     kind = "labels" if found.labels is not None else "rotations"
-    print(f"a classifier tells the {kind} of held-out real images with {found.accuracy:.1%} accuracy", file=sys.stderr)
+    hosts.tell(f"a classifier tells the {kind} of held-out real images with {found.accuracy:.1%} accuracy", sys.stderr)
     return found
 
 
@@ -316,7 +314,7 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
                 if not everything:
                     raise
                 if seed == config.seed:
-                    print(f"{subject.name}: left out {name}: {error}", file=sys.stderr)
+                    hosts.tell(f"{subject.name}: left out {name}: {error}", sys.stderr)
         rows.append(row)
         if config.out and seed == config.seed:
             picture(config, subject, real, samples.images[:SHOWN], seen.features[:SHOWN])

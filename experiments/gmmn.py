@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from jaxgan import adversarial, data, flags, loop, mmd, parallel, report, schedule, sources
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, Player, State
@@ -79,9 +79,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check(config: Config, devices: int) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
-    for name in ("latent", "ae_steps", "ae_batch_size", *(("eval_samples",) if config.eval_every else ())):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
+    ones = ("latent", "ae_steps", "ae_batch_size", *(("eval_samples",) if config.eval_every else ()))
+    check_least(
+        config, dict.fromkeys(ones, 1) | dict.fromkeys(("learning_rate", "ae_learning_rate", "ema", "ae_noise"), 0)
+    )
     for name in ("bandwidths", "widths", "ae_widths"):
         values = getattr(config, name)
         if not values or min(values) <= 0:
@@ -95,8 +96,6 @@ def check(config: Config, devices: int) -> None:
         raise InputError(f"--ae_dropout={rates}: expected {len(config.ae_widths)} rates, one a layer of --ae_widths")
     if not all(0 <= rate < 1 for rate in config.ae_dropout):
         raise InputError(f"--ae_dropout={rates}: expected rates from 0 to less than 1")
-    if config.ae_noise < 0:
-        raise InputError(f"--ae_noise={config.ae_noise}: expected 0 or more")
     if config.anneal_images <= 0:
         raise InputError(f"--anneal_images={config.anneal_images}: expected more than 0")
     if config.ae_batch_size % devices:

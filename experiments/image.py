@@ -7,8 +7,8 @@ python -m experiments.image --preset=dcgan_celeba64 --dataset=folder:photos --wo
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.image_check import NEEDS, check
 from experiments.image_evaluation import BEST, best, evaluation
 from experiments.image_presets import PRESETS
 from jaxgan import (
@@ -24,6 +25,7 @@ from jaxgan import (
     data,
     flags,
     hosts,
+    lastwords,
     lookup,
     loop,
     losses,
@@ -35,21 +37,18 @@ from jaxgan import (
     report,
     schedule,
 )
-from jaxgan.config import Common
+from jaxgan.config import Common, kimg
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
-from jaxgan.metrics.diagnose import Diagnosis, held_out
+from jaxgan.metrics.diagnose import Diagnosis, batches_of, held_out
 from jaxgan.trained import Trained, network
-
-# Flags of one value, or start,end over --anneal_images; the others may be empty.
-NEEDED = ("learning_rate", "beta2", "augment_probability")
-SCHEDULES = (*NEEDED, "gen_learning_rate", "r1", "r2", "wgan_gp", "dragan", "instance_noise", "ema")
-LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 32 bits; of moves that are all kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
+    needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
+
     steps: int = option(4000, "training steps", resumable=True)
     classes: tuple[int, ...] = option((), "classes of the data set to train on, which become 0, 1, ...; empty: all")
     conditional: bool = option(False, "generator and discriminator see the class label")
@@ -99,46 +98,6 @@ class Config(Common):
     diagnose: bool = option(False, "say how the training does; a set without a test split holds out a tenth for it")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
     remat: bool = option(False, "keep less of a pass in memory and compute it again for the gradient")
-
-
-def check(config: Config, devices: int) -> None:
-    """What can be wrong with the flags of this script, in the words of the flags."""
-    ones = ("disc_steps", "penalty_every", "path_every", "accumulate", "pack")
-    zeros = ("width", "latent", "unroll", "lecam", "orthogonal", "path_length", "ada_target", "auxiliary", "ema_ramp")
-    for name in (*ones, *zeros):
-        if getattr(config, name) < (name in ones):
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {int(name in ones)}")
-        most = UNROLLED if name == "unroll" else LARGEST
-        if getattr(config, name) > most:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
-    for name in (*SCHEDULES, "consistency"):
-        values = getattr(config, name)
-        if len(values) > 2 or (name in NEEDED and not values):
-            raise InputError(f"--{name}={','.join(map(str, values))}: expected one value, or start,end")
-    for name in ("anneal_images", "ada_images"):
-        if getattr(config, name) <= 0:
-            raise InputError(f"--{name}={getattr(config, name)}: expected more than 0")
-    for name in ("instance_noise", "ema"):
-        if min(getattr(config, name), default=0) < 0:
-            raise InputError(f"--{name}={','.join(map(str, getattr(config, name)))}: expected 0 or more")
-    for name in ("augment_probability", "ada_target"):
-        values = getattr(config, name) if name == "augment_probability" else (config.ada_target,)
-        if not all(0 <= value <= 1 for value in values):
-            raise InputError(f"--{name}={','.join(map(str, values))}: expected numbers from 0 to 1")
-    if config.auxiliary and not config.conditional:
-        raise InputError(f"--auxiliary={config.auxiliary} needs classes to tell; expected --conditional with it")
-    if config.conditional and config.pack > 1:
-        raise InputError(f"--pack={config.pack} with --conditional: images judged together have no common class")
-    share = config.batch_size // devices
-    if share // config.accumulate % config.pack:
-        raise InputError(f"--pack={config.pack} does not divide the {share // config.accumulate} images of a pass")
-    if share % config.accumulate:
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
-        near = sorted(divisors, key=lambda n: abs(n - config.accumulate))[:2]
-        raise InputError(
-            f"--accumulate={config.accumulate} does not divide the {share} images of a device; "
-            f"nearest: {' or '.join(map(str, sorted(near)))}"
-        )
 
 
 def networks(config: Config, shape: tuple[int, int, int], num_classes: int) -> adversarial.Pair:
@@ -287,16 +246,28 @@ def main(config: Config) -> None:
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     check(config, len(devices))
+    if config.conditional and len(config.classes) == 1:
+        raise InputError(f"--conditional with --classes={config.classes[0]}: expected two classes or more, or all")
     source = load(config, config.split)
     held = None
     if config.diagnose:
         source, held = held_out(source, config.split, functools.partial(load, config))
+        batches_of(config.pack, source, held)
     if not config.dry_run:
         train(config, source, devices, held)
         return
-    pair = networks(config, source.shape, source.num_classes)
+    pair = playing(config, source)
+    evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
         describe(config, source, make_game(config, pair), example_of(source), devices)
+
+
+def playing(config: Config, source: data.Source) -> adversarial.Pair:
+    """The networks for these images. Raises InputError for those that cannot play the game of `config`."""
+    pair = networks(config, source.shape, source.num_classes)
+    if config.path_length:
+        pathlength.check(pair.generator)
+    return pair
 
 
 def load(config: Config, split: str) -> data.Source:
@@ -350,7 +321,7 @@ def train(
 
     held: images that training does not see, for --diagnose.
     """
-    pair = networks(config, source.shape, source.num_classes)
+    pair = playing(config, source)
     game = change(make_game(config, pair))
 
     def sample(state: State) -> np.ndarray:
@@ -383,17 +354,16 @@ def describe(config: Config, source: data.Source, game: Game, example: dict, dev
     state = jax.eval_shape(game.init, jax.random.key(0), example)
     h, w, c = source.shape
     classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
-    print(f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}")
+    lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}"]
     for name, player in state.players.items():
         count = sum(x.size for x in jax.tree.leaves(player.params))
-        print(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")
+        lines.append(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")
     for move in game.moves:
-        print(
-            f"move     {move.title}: {move.times} times every {move.every} steps"
-            f"{'' if move.draw else ', no new examples'}"
-        )
-    print(f"devices  {len(devices)} x {devices[0].device_kind}, {config.batch_size // len(devices)} images each")
-    print(f"run      {config.steps:,} steps, {config.steps * config.batch_size / 1000:,.0f} kimg, to {config.workdir}")
+        again = "" if move.draw else ", no new examples"
+        lines.append(f"move     {move.title}: {move.times} times every {move.every} steps{again}")
+    lines.append(f"devices  {len(devices)} x {devices[0].device_kind}, {config.batch_size // len(devices)} images each")
+    lines.append(f"run      {config.steps:,} steps, {kimg(config.steps * config.batch_size)}, to {config.workdir}")
+    lastwords.show("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
-from jaxgan import data, loop, memory
+from jaxgan import data, hosts, loop, memory
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -24,8 +25,11 @@ BEST: dict[str, str | None] = {"distance": "distance", "modes": "reverse_kl"}
 BEST |= {name: metric.best for name, metric in METRICS.items()}
 
 
-def check(config: Any) -> None:
-    """Raises InputError for what the first evaluation could not measure, an hour into the training."""
+def check(config: Any, source: data.Source) -> None:
+    """Raises InputError for what the first evaluation could not measure, an hour into the training.
+
+    source: the images that are trained on.
+    """
     if not (config.eval_every and config.metrics):
         return
     if config.features not in embed.FEATURES and ":" not in config.features:
@@ -41,6 +45,22 @@ def check(config: Any) -> None:
         raise InputError("--metrics=accuracy needs --conditional and --features=classifier")
     if "is" in config.metrics and config.features == "pixels":
         raise InputError("--metrics=is needs classes, which --features=pixels do not tell")
+    if "is" in config.metrics and config.features == "classifier" and source.num_classes < 2:
+        raise InputError(f"--metrics=is needs labels of two classes or more; {config.dataset} has none")
+    if "modes" in config.metrics:
+        try:
+            coverage.classes_of(source)
+        except InputError as error:
+            raise InputError(f"--metrics=modes: {error}") from None
+    for name in config.metrics:
+        least = METRICS[name].least if name in METRICS else 2
+        if name == "distance" or (name in METRICS and config.features == "classifier"):
+            least = max(least, quality.LEAST)
+        if source.num_examples < least:
+            raise InputError(
+                f"--metrics={name} needs at least {least} real images; --dataset={config.dataset} has "
+                f"{source.num_examples}; --eval_every=0 trains without evaluations"
+            )
 
 
 def best(config: Any) -> str | None:
@@ -62,7 +82,7 @@ def evaluation(
 
     Whatever only has to be read from a file is read here, so that it is known to be there.
     """
-    check(config)
+    check(config, source)
     if config.eval_every:
         nbytes = 4 * config.eval_samples * math.prod(source.shape)
         memory.check(nbytes, f"--eval_samples={config.eval_samples} of {source.shape}", "expected fewer")
@@ -86,7 +106,7 @@ def evaluation(
     others = [name for name in config.metrics if name in METRICS]
     network = functools.cache(functools.partial(named, config, source, judge, cache))
     if others and config.eval_every and config.features != "classifier":
-        network()
+        check_logits(config, network(), source)
 
     @functools.cache
     def real() -> Reference:
@@ -114,5 +134,13 @@ def named(config: Any, source: data.Source, judge: Callable[[], quality.Judge], 
     return embed.named(config.features, source, judge, cache, config.inception_weights)
 
 
+def check_logits(config: Any, network: embed.Network, source: data.Source) -> None:
+    """Raises InputError for --metrics=is of features, a fork's own, without classes beside them."""
+    if "is" in config.metrics:
+        images = jax.ShapeDtypeStruct((1, *source.shape), jnp.float32)
+        if jax.eval_shape(network.function, network.params, images)[1] is None:
+            raise InputError(f"--metrics=is needs classes, which --features={config.features} do not tell")
+
+
 def tell(what: str, accuracy: float) -> None:
-    print(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", file=sys.stderr)
+    hosts.tell(f"a classifier tells the {what} of held-out real images with {accuracy:.1%} accuracy", sys.stderr)

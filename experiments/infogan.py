@@ -29,6 +29,7 @@ from jaxgan import (
     data,
     files,
     flags,
+    hosts,
     information,
     lookup,
     loop,
@@ -40,7 +41,7 @@ from jaxgan import (
     sources,
 )
 from jaxgan import workdir as directories
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, State
@@ -93,10 +94,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in their words."""
-    least = {"seeds": 1, "categorical": 0, "continuous": 0, "noise": 0, "width": 1, "eval_samples": 2}
-    for name in (*least, "information", "invariance", "r1", "ema"):
-        if getattr(config, name) < least.get(name, 0):
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least.get(name, 0)}")
+    least = {"seeds": 1, "width": 1, "eval_samples": 2}
+    zeros = ("categorical", "continuous", "noise", "information", "invariance", "r1", "ema")
+    check_least(config, least | dict.fromkeys(zeros, 0))
     for name in ("categorical", "continuous", "noise", "width"):
         if getattr(config, name) > 2**14:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {2**14:,}")
@@ -220,7 +220,7 @@ def reader(config: Config, source: data.Source) -> Reader | None:
         real = data.read_all(test)
         _, guessed = classify.look(found.classifier, found.params, classify.scaled(real["image"]))
         accuracy = float(np.mean(guessed == real["label"]))
-    print(f"a classifier tells the labels of real images it has not seen with {accuracy:.1%} accuracy", file=sys.stderr)
+    hosts.tell(f"a classifier tells the labels of real images it has not seen with {accuracy:.1%} accuracy", sys.stderr)
     return Reader(found.classifier, found.params, accuracy)
 
 
@@ -320,6 +320,8 @@ def main(config: Config) -> None:
     devices = parallel.devices_for(config.batch_size, config.devices)
     source = load(config, config.split)
     pair = make_pair(config, source.shape)
+    if source.num_classes > 1 and config.categorical:
+        judge.check(source)
     if config.dry_run:
         made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
@@ -330,7 +332,7 @@ def main(config: Config) -> None:
     rows = {}
     for name, run in runs.items():
         rows[name] = train(run, source, devices, read)
-        print(line(name, rows[name]), flush=True)
+        hosts.tell(line(name, rows[name]))
     best = max(rows, key=lambda name: rows[name]["information"]["total"])
     about = {"best": best, "samples": MEASURED, "classifier": read.accuracy if read else None, "seeds": rows}
     files.write(home / "table.json", json.dumps(about, indent=1) + "\n")

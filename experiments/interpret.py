@@ -23,7 +23,7 @@ from etils import epath
 
 from experiments import evaluate, interpret_views
 from experiments.interpret_views import Subject, Views
-from jaxgan import critic, files, flags, images, loop, page, trained
+from jaxgan import critic, files, flags, hosts, images, loop, page, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -152,7 +152,7 @@ def main(config: Config) -> None:
     views = Views(config, subject, layer)
     sections, report = [], {"run": config.run, "space": subject.space.name, "sample": config.sample}
     for view in interpret_views.VIEWS:
-        print(f"{view.__name__.replace('_', ' ')} ...", file=sys.stderr, flush=True)
+        hosts.tell(f"{view.__name__.replace('_', ' ')} ...", sys.stderr)
         section, figures = view(views)
         sections.append(section)
         report[view.__name__] = figures | ({"note": section.note} if section.note else {})

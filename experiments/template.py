@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.flags import option
 from jaxgan.game import State
 from jaxgan.trained import Trained, network
@@ -57,6 +57,7 @@ class Generator(nn.Module):
 def main(config: Config) -> None:
     loop.setup(config)
     loop.check(config)
+    check_least(config, {"width": 1, "learning_rate": 0, "r1": 0})
     devices = parallel.devices_for(config.batch_size, config.devices)
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     cache = loop.cache_dir() / "decoded"

@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from PIL import Image
 
-from jaxgan import adversarial, files, flags, loop, losses, penalties, report, schedule, workdir
-from jaxgan.config import Common
+from jaxgan import adversarial, files, flags, hosts, loop, losses, penalties, report, schedule, workdir
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, State
@@ -259,10 +259,9 @@ def line(name: str, rows: list[dict[str, Any]], modes: int, seconds: float) -> s
 
 
 def check(config: Config) -> None:
-    for name in ("seeds", "steps", "batch_size", "width", "frames"):
-        least = 0 if name in ("steps", "batch_size") else 1
-        if getattr(config, name) < least:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
+    check_least(config, dict.fromkeys(("seeds", "width", "frames"), 1) | dict.fromkeys(("steps", "batch_size"), 0))
+    if not 0 <= config.seed <= 2**32 - config.seeds:
+        raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - config.seeds}")
     for name in ("data", "methods"):
         if not getattr(config, name):
             raise InputError(f"--{name}= is empty; expected at least one")
@@ -306,7 +305,7 @@ def main(config: Config) -> None:
             rows, seconds = json.loads(str(stored["rows"])), float(stored["seconds"])
             films[name] = [picture(points, mixture) for points in stored["shown"]]
             table[f"{data}/{name}"] = {"seconds": seconds, "seeds": rows}
-            print(line(name, rows, len(mixture.centres), seconds), flush=True)
+            hosts.tell(line(name, rows, len(mixture.centres), seconds))
         frames = [np.concatenate(row, 1) for row in zip(*films.values(), strict=True)]
         files.write(directory / f"{data}.gif", animation(frames))
         report.save_png(directory / f"{data}.png", frames[-1])

@@ -22,12 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import image, transfer_images, transfer_methods, transfer_report
+from experiments import image, image_check, transfer_images, transfer_methods, transfer_report
 from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
 from jaxgan import data, flags, loop, parallel, report
-from jaxgan.config import Common
+from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import State
@@ -129,10 +129,11 @@ def check(config: Config) -> None:
     least |= dict.fromkeys(
         ("batch_size", "disc_steps", "source_steps", "source_width", "mining_steps", "cdc_weight"), 0
     )
-    least |= {"eval_samples": 2, "cdc_batch": 3}
-    for name, low in least.items():
-        if getattr(config, name) < low:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least {low}")
+    least |= dict.fromkeys(("learning_rate", "tuned_learning_rate", "ema", "ema_ramp"), 0)
+    check_least(config, least | {"eval_samples": 2, "cdc_batch": 3})
+    for name in ("learning_rate", "tuned_learning_rate", "ema"):
+        if len(getattr(config, name)) > 2:
+            raise InputError(f"--{name}={flags.written(getattr(config, name))}: expected one value, or start,end")
     for name in ("method", "num_images"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
@@ -192,7 +193,7 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
         rate = config.learning_rate if method == "scratch" else config.tuned_learning_rate or config.learning_rate
         rates: dict[str, Any] = {"learning_rate": rate, "gen_learning_rate": ()} if rate else {}
         values = flags_there | {name: getattr(config, name) for name in given} | rates
-        if any(len(values[name]) > 1 for name in image.SCHEDULES):
+        if any(len(values[name]) > 1 for name in image_check.SCHEDULES):
             # What the source's did over its length, each run's do over its own.
             rates["anneal_images"] = float(steps * values["batch_size"])
         yield Run(
@@ -244,7 +245,7 @@ def source_config(config: Config) -> image.Config:
     given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
     found = flags.parse(image.Config, image.PRESETS, argv)
-    if config.source_steps and any(len(getattr(found, name)) > 1 for name in image.SCHEDULES):
+    if config.source_steps and any(len(getattr(found, name)) > 1 for name in image_check.SCHEDULES):
         found = dataclasses.replace(found, anneal_images=float(found.steps * found.batch_size))
     return found
 
@@ -270,7 +271,7 @@ def main(config: Config) -> None:
     else:
         with of_the_source():
             loop.check(training)
-            image.check(training, len(parallel.devices_for(training.batch_size, training.devices)))
+            image_check.check(training, len(parallel.devices_for(training.batch_size, training.devices)))
             known = image.load(training, training.split)
             pair = image.networks(training, known.shape, known.num_classes)
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
@@ -286,7 +287,7 @@ def main(config: Config) -> None:
     for run in planned:
         loop.check(run)
         devices = parallel.devices_for(run.batch_size, run.devices)
-        image.check(run, len(devices))
+        image_check.check(run, len(devices))
         transfer_methods.method(origin, run, target)
     if config.dry_run:
         return transfer_report.describe(config, planned, images, training)

@@ -35,6 +35,7 @@ def load(config: Any, shape: tuple[int, int, int]) -> Images:
         )
     else:
         whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
+    judge.check(whole)
     train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
     for part, name in ((train, "to train on"), (held, "held out")):
         if part.num_examples < 2:

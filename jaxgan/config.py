@@ -4,9 +4,11 @@
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxgan.errors import InputError
-from jaxgan.flags import option
+from jaxgan.flags import option, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Common:
     devices: int = option(0, "devices to use; 0: all", resumable=True)
     deterministic: bool = option(False, "bit-exact repeats on a GPU, at some cost of speed")
     tensorboard: bool = option(True, "write TensorBoard events", resumable=True)
-    profile: bool = option(False, "record the third call to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True)
+    profile: bool = option(
+        False, "record the third call, or the last of fewer, to WORKDIR/profile (TensorBoard, Perfetto)", resumable=True
+    )
     coordinator: str = option(
         "", "HOST:PORT of host 0, for --num_hosts; empty: one host, or those of a TPU slice or srun", resumable=True
     )
@@ -79,7 +83,29 @@ def check_numbers(config: Common) -> None:
     for name, most in {"steps": 2**31 - 1, "batch_size": 2**24, "steps_per_call": 2**20, "eval_samples": 2**24}.items():
         if getattr(config, name) > most:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {most:,}")
+    check_least(config, {"resident_gb": 0})
     if config.eval_every and config.eval_samples < 2:
         raise InputError(f"--eval_samples={config.eval_samples}: expected at least 2, which have a covariance")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected a number from 0 to {2**32 - 1}")
+
+
+def check_least(config: Any, least: Mapping[str, float]) -> None:
+    """Raises InputError for a number, or one of several, below the least that its flag may have."""
+    for name, low in least.items():
+        values = getattr(config, name)
+        if min(values if isinstance(values, tuple) else (values,), default=low) < low:
+            raise InputError(f"--{name}={written(values)}: expected at least {low}")
+
+
+def check_decays(config: Any, names: Iterable[str]) -> None:
+    """Raises InputError for what is no share of a moving average that stays: Adam divides by 1 less it."""
+    for name in names:
+        values = getattr(config, name)
+        if not all(0 <= value < 1 for value in (values if isinstance(values, tuple) else (values,))):
+            raise InputError(f"--{name}={written(values)}: expected 0 or more, and less than 1")
+
+
+def kimg(images: int) -> str:
+    """Thousands of images, as the progress of a training is counted; of a short one with what is behind the point."""
+    return f"{images / 1000:,.0f} kimg" if images >= 100_000 else f"{images / 1000:g} kimg"

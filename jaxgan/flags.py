@@ -26,7 +26,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 from etils import epath
@@ -38,7 +38,15 @@ Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 LONGEST = 4000  # characters of the one line that says what was wrong
 LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
+UNREAD = 128 + 13  # the exit code of a program that SIGPIPE ends: `head` has seen enough
 _HELP = ("help", "helpshort", "helpfull")
+
+
+class Need(NamedTuple):
+    """What a flag needs to be of any use, for the table `needs` of a config class."""
+
+    met: Callable[[Any], object]  # of the config
+    why: str  # "--flag=value does nothing ..."
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), resumable: bool = False) -> Any:
@@ -78,11 +86,32 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
     given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
     overrides = (rows[preset] if preset else {}) | given
     if any(values[name].value == "true" for name in _HELP):
-        print(_help(config_class, kinds, overrides, rows, doc))
+        lastwords.show(_help(config_class, kinds, overrides, rows, doc))
         raise SystemExit(0)
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
-    return config_class(**overrides)
+    config = config_class(**overrides)
+    _check_needs(config, argv)
+    return config
+
+
+def _check_needs(config: Any, argv: Sequence[str]) -> None:
+    """Raises InputError for a flag of the command line that would do nothing: a wish that nobody would fulfil.
+
+    A preset or a flag file may hold one, for a flag beside it to take its use away; so may a run that began with it.
+    """
+    typed = {argument.lstrip("-").partition("=")[0] for argument in argv if argument.startswith("-")}
+    for field in dataclasses.fields(config):
+        need, value = getattr(config, "needs", {}).get(field.name), getattr(config, field.name)
+        if need and field.name in typed and value != field.default and not need.met(config) and not _begun(config):
+            given = f"--{field.name}" if value is True else f"--{field.name}={written(value)}"
+            raise InputError(f"{given} does nothing {need.why}")
+
+
+def _begun(config: Any) -> bool:
+    with contextlib.suppress(OSError):  # a name that no file can have
+        return bool(config.workdir) and (files.reach(config.workdir) / "config.json").exists()
+    return False
 
 
 def main(
@@ -95,23 +124,31 @@ def main(
       doc: what `--helpshort` says first, by default the docstring of the module that defines `run`.
     """
     doc = doc or getattr(sys.modules.get(run.__module__), "__doc__", None) or ""
+    lastwords.open_streams()
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
+        lastwords.show()
     except Ending as ending:
         prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
-        with contextlib.suppress(OSError):  # whoever read it may be gone
-            print(prefix + printable(" ".join(str(ending).split()))[:LONGEST], file=sys.stderr)
+        lastwords.say(prefix + printable(" ".join(str(ending).split()))[:LONGEST], sys.stderr)
         lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        lastwords.say("interrupted", sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if lastwords.unread(stream)]
+        if not gone:  # a pipe of something else
+            raise
+        for stream in gone:
+            lastwords.mute(stream)
+        raise SystemExit(UNREAD) from None
 
 
 def write(config: Any, workdir: epath.PathLike, extra: Mapping[str, Any] | None = None) -> None:
     """Writes `config.json` ({"config": fields, **extra}) and `flags.txt` (all flags, for `--flagfile`); both atomic."""
     lines = []
     for name, kind in _kinds(type(config)).items():
-        text = _text(getattr(config, name))
+        text = written(getattr(config, name))
         if kind.base is bool and not kind.many and text != "none":
             lines.append(f"--{name}" if text == "true" else f"--no{name}")
         else:
@@ -160,12 +197,13 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
         free |= {field.name} if field.metadata.get("resumable") else set()
         defaults[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
     differences = [
-        f"{name} is {_text(value)!r} there, {_text(given[name])!r} here"
+        f"{name} is {written(value)!r} there, {written(given[name])!r} here"
         for name in given
         if name not in free and (value := stored.get(name, defaults[name])) != given[name]
     ]
     differences += [
-        f"{name} is {_text(stored[name])!r} there, no flag here" for name in sorted(stored.keys() - given.keys() - free)
+        f"{name} is {written(stored[name])!r} there, no flag here"
+        for name in sorted(stored.keys() - given.keys() - free)
     ]
     if differences:
         raise InputError(
@@ -253,10 +291,10 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
     return kinds
 
 
-def _text(value: Any) -> str:
+def written(value: Any) -> str:
     """The text that a flag would be given for `value`."""
     if isinstance(value, tuple | list):
-        return ",".join(map(_text, value))
+        return ",".join(map(written, value))
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
@@ -271,7 +309,7 @@ def _preset(preset: str, row: Mapping[str, Any], kinds: Mapping[str, _Kind]) -> 
         if value is None and not kinds[name].optional:
             raise InputError(f"preset {preset!r}: --{name}=none: expected {kinds[name].expected}")
         try:
-            values[name] = kinds[name].read(name, _text(value))
+            values[name] = kinds[name].read(name, written(value))
         except InputError as error:
             raise InputError(f"preset {preset!r}: {error}") from None
     return values
@@ -300,12 +338,12 @@ def _help(config_class: type, kinds: Mapping[str, _Kind], overrides: dict[str, A
     if rows:
         lines += ["--preset=NAME takes the flags of one row; flags that are given win over it:", ""]
         for name, row in rows.items():
-            lines += entry(name, " ".join(f"--{flag}={_text(value)}" for flag, value in row.items()))
+            lines += entry(name, " ".join(f"--{flag}={written(value)}" for flag, value in row.items()))
         lines.append("")
     lines += ["Flags, with their values as things stand; --flagfile=FILE reads them from a file, one a line:", ""]
     for field in dataclasses.fields(config_class):
         kind = kinds[field.name]
-        value = _text(overrides.get(field.name, field.default))
+        value = written(overrides.get(field.name, field.default))
         body = kind.help if kind.base is str and not kind.choices else f"{kind.help} ({kind.expected})"
         lines += entry(f"--{field.name}={value}", body)
     return "\n".join(lines)

@@ -172,9 +172,9 @@ def first() -> bool:
 
 
 def tell(text: str, file: IO[str] | None = None) -> None:
-    """Prints, on host 0."""
+    """Prints, on host 0, if it can be (`lastwords.say`)."""
     if first():
-        print(text, file=file)
+        lastwords.say(text, file)
 
 
 def agree(function: Callable[..., Any], *arguments: Any) -> Any:

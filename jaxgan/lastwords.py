@@ -8,14 +8,15 @@ have written to stderr in their last moments is left out. Python's own stderr is
 import atexit
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from jaxgan.errors import HostLost
+from jaxgan.errors import HostLost, StorageFault
 
 HOST_LOST = HostLost.code
 FATAL = b"JAX distributed service detected fatal errors"
@@ -71,6 +72,48 @@ def prepare(words: str) -> None:
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, handler], ctypes.c_void_p
     libc.signal(signal.SIGABRT, _callback)
+
+
+def open_streams() -> None:
+    """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told."""
+    for name in ("stdin", "stdout", "stderr"):  # 0, 1, 2: each takes the least number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+
+
+def say(text: str, stream: IO[str] | None = None) -> None:
+    """Prints at once. Where nobody reads any longer, or a disk is full, words are lost, and not what they tell of."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        mute(stream)
+
+
+def show(text: str = "") -> None:
+    """Prints what was asked for, and what was printed before. Raises StorageFault for a disk without room for it."""
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        mute(sys.stdout)
+        raise StorageFault(f"cannot write to stdout: {error.strerror or error}") from None
+
+
+def mute(stream: IO[str]) -> None:
+    """What a stream could not write goes nowhere, and all that follows; or the interpreter's end would fail at it."""
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
+
+
+def unread(stream: IO[str]) -> bool:
+    """Whether it is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))  # told unasked is what is wrong, and nothing else
 
 
 def leave(code: int, at_once: bool = False) -> NoReturn:

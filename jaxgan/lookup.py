@@ -17,14 +17,15 @@ def names(package: ModuleType) -> list[str]:
 def module(kind: str, name: str, package: ModuleType, needed: Sequence[str]) -> ModuleType:
     """`package.name`, or the module of a dotted path, which has the attributes `needed`."""
     found = None
-    if "." in name:
+    if "." in name and not name.endswith(".py"):  # a file's name is no module's
         found = _import(kind, name)
     elif name in names(package):
         found = importlib.import_module(f"{package.__name__}.{name}")
     if found is None or any(not hasattr(found, attribute) for attribute in needed):
         inside = {n: importlib.import_module(f"{package.__name__}.{n}") for n in names(package)}
         choices = [n for n, m in inside.items() if all(hasattr(m, attribute) for attribute in needed)]
-        raise unknown(kind, name, choices, f"or a module of your own, pkg.{name}, with {' and '.join(needed)}")
+        own = f"pkg.{name.removesuffix('.py')}"
+        raise unknown(kind, name, choices, f"or a module of your own, {own}, with {' and '.join(needed)}")
     return found
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import checkpoint, files, flags, hosts, lastwords, memory, parallel, report, rollback, workdir
-from jaxgan.config import Common, check_numbers
+from jaxgan.config import Common, check_numbers, kimg
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault, printable
 from jaxgan.game import Game, State
@@ -157,7 +157,7 @@ def run(
     ending = f", {shown} {scores[shown]:.2f}" if shown in scores else ""
     pictures = "samples/, " if sample and config.sample_every else ""
     hosts.tell(
-        f"trained {step} steps, {step * config.batch_size / 1000:.0f} kimg, in {seconds:.0f} s{ending}; "
+        f"trained {step} steps, {kimg(step * config.batch_size)}, in {seconds:.0f} s{ending}; "
         f"everything lies in {directory}: checkpoints/, {pictures}metrics.jsonl, config.json"
     )
     return state
@@ -217,8 +217,10 @@ def play(
             scores = found or {}
             with storage():
                 log.log(step, step * config.batch_size, owed["metrics"] | scores)
+        # The short call at the end compiles: of fewer calls than that, the last whole one.
+        chosen = min(PROFILED, max((config.steps - step) // program.length - 1, 0))
         for i, x in enumerate(run.feed.calls(step, config.steps, program.length)):
-            recorded = config.profile and i == PROFILED and hosts.first()
+            recorded = config.profile and i == chosen and hosts.first()
             with profiled(run.directory, storage) if recorded else contextlib.nullcontext():
                 steps = next(iter(x.values())).shape[1]  # the last call may be shorter
                 call = program.of(steps)

@@ -84,3 +84,11 @@ def check_shares(batch_size: int, n: int) -> None:
     if batch_size < 1 or batch_size % n:
         low = max(batch_size // n, 1) * n
         raise InputError(f"--batch_size={batch_size} does not divide over {n} devices; nearest: {low} or {low + n}")
+
+
+def check_divides(flag: str, n: int, count: int, what: str) -> None:
+    """Raises InputError for parts of a batch that are not equal: `--flag=n` of `count` images."""
+    if count % n:
+        divisors = [k for k in range(1, count + 1) if count % k == 0]
+        near = sorted(sorted(divisors, key=lambda k: abs(k - n))[:2])
+        raise InputError(f"--{flag}={n} does not divide the {count} {what}; nearest: {' or '.join(map(str, near))}")

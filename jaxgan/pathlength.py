@@ -17,6 +17,19 @@ from jaxgan.errors import InputError
 from jaxgan.game import Batch, State
 
 
+def check(generator: Any) -> None:
+    """Raises InputError for a generator without styles."""
+    if not all(hasattr(generator, name) for name in ("map", "synthesise")):
+        raise _unfit(generator)
+
+
+def _unfit(generator: Any) -> InputError:
+    return InputError(
+        f"--path_length: the {type(generator).__name__} of {type(generator).__module__} has no styles (no variable "
+        "'path/mean'); expected one that has, such as --model=stylegan2"
+    )
+
+
 def path_length(
     pair: Pair,
     weight: float,
@@ -40,7 +53,7 @@ def path_length(
     z_key, map_key, noise_key, y_key = jax.random.split(key, 4)
     gen, generator = state.players["gen"], pair.generator
     if "path" not in gen.variables:
-        raise InputError(f"{type(generator).__name__} has no path length: expected the variable 'path/mean' in it")
+        raise _unfit(generator)
     rows = batch["row"][: max(len(batch["row"]) // shrink, 1)]
     label = pair.label(batch)
     z = latents(z_key, rows, generator.latent)

@@ -86,12 +86,19 @@ def test_count_is_that_of_the_layers():
         ("--cases=dcgan", ("'dcgan'", "dcgan32")),
         ("--rounds=0", ("--rounds=0",)),
         ("--dtype=", ("--dtype=",)),
-        ("--steps_per_call=10,0", ("--steps_per_call=0", "at least 1")),
+        ("--steps_per_call=10,0", ("--steps_per_call=10,0", "at least 1")),
         ("--batch_size=-1", ("--batch_size=-1",)),
+        ("--accumulate=3 --cases=mlp28", ("--accumulate=3", "mlp28", "nearest: 2 or 4")),
+        ("--peer=flax --cases=mlp28", ("--peer=flax", "mlp28", "dcgan32, dcgan64")),
+        ("--out={}", ("--out={}", "is a folder")),
+        ("--out={}/file/x.json", ("--out={}/file/x.json", "no folder to write to")),
+        ("--profile={}/file/x", ("--profile={}/file/x", "no folder to write to")),
         ("--cases=mlp28 --placement=draw --peer=torch --peer_python=nowhere/python", ("nowhere/python", "torch")),
     ],
 )
-def test_wrong_flags(flag, words, capsys):
+def test_wrong_flags(flag, words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flag, words = flag.replace("{}", str(tmp_path)), [word.replace("{}", str(tmp_path)) for word in words]
     with pytest.raises(SystemExit) as ending:
         flags.main(benchmark.Config, {}, benchmark.main, flag.split())
     assert ending.value.code == 2

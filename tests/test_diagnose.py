@@ -176,7 +176,7 @@ def test_held_out_images():
     assert seen[1] == list(range(0, 200, 10)) and sorted(seen[0] + seen[1]) == list(range(200))
     with pytest.raises(InputError, match="19 images and no split test, validation, val"):
         held_out(numbers(19), "train", functools.partial(load, {}))
-    with pytest.raises(InputError, match="a diagnosis of 1 real images"):
+    with pytest.raises(InputError, match="a diagnosis of the 1 images of set"):
         Diagnosis.of(adversarial.Pair(None, None), numbers(40), numbers(1))
 
 

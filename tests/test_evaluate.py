@@ -274,6 +274,7 @@ def test_folders_against_folders(tmp_path, capfd, digits):
 
 
 def test_wrong_calls_are_one_line(run, tmp_path, capfd):
+    (tmp_path / "folder.json").mkdir()
     np.savez(tmp_path / "wide.npz", image=np.zeros((20, 5, 8, 1), np.uint8))
     np.savez(tmp_path / "three.npz", image=np.zeros((20, 8, 8, 1), np.uint8), label=np.arange(20) % 3)
     np.savez(tmp_path / "one.npz", image=np.zeros((1, 8, 8, 1), np.uint8))
@@ -286,9 +287,14 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         ((f"--run={run}", "--features=inception"), "pt_inception-2015-12-05-6726825d.pth"),
         ((f"--run={run}", "--num=1"), "--num=1: expected at least 2"),
         ((f"--run={run}", "--reference_images=9999"), "1,797"),
+        ((f"--run={run}", "--reference_images=1", "--metrics=fid"), "--reference_images=1: expected 0 (all), or"),
+        ((f"--run={run}", "--reference_images=5"), "at least 6"),
+        ((f"--run={run}", "--num=5"), "--num=5: expected at least 6"),
+        ((f"--run={run}", f"--out={tmp_path / 'folder.json'}"), "is a folder"),
         ((f"--run={run}", "--metrics=cas", "--num=50"), "unknown split"),
         ((f"--samples=npz:{tmp_path / 'wide.npz'}", "--dataset=digits"), "--size"),
         ((f"--samples=npz:{tmp_path / 'one.npz'}", "--dataset=digits", "--features=pixels"), "1 samples"),
+        (("--samples=digits", f"--dataset=npz:{tmp_path / 'one.npz'}", "--metrics=fid"), "one.npz has 1 images"),
         (("--samples=digits",), "--samples need --dataset"),
         (("--samples=digits,digits", "--dataset=digits"), "given twice"),
         (("--samples=digits", "--dataset=digits", "--step=3"), "--step=3 is for --run"),
@@ -301,7 +307,7 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         code, out, err = called(capfd, *argv)
         (line,) = [text for text in err.splitlines() if text.startswith("error: ")]
         assert code == 2 and error in line and "Traceback" not in err and not out, (argv, err)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.npz", "three.npz", "wide.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.json", "one.npz", "three.npz", "wide.npz"]
 
 
 def test_evaluation_in_training(tmp_path, capfd):
@@ -358,6 +364,11 @@ def test_sigma_is_not_chosen_by_images_that_were_learnt(digits):
 def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capfd):
     from tests.runs import here
 
+    def of(n):
+        np.savez(tmp_path / f"one{n}.npz", image=np.arange(64 * n, dtype=np.uint8).reshape(n, 8, 8, 1))
+        return f"--dataset=npz:{tmp_path / f'one{n}.npz'}"
+
+    plain = of(20)
     for argv, error in (
         (("--metrics=fid", "--features=inceptoin"), "inception"),
         (("--metrics=fid", "--features=inception"), "pt_inception-2015-12-05-6726825d.pth"),
@@ -365,8 +376,16 @@ def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capf
         (("--metrics=is", "--features=pixels"), "needs classes"),
         (("--metrics=density_coverage", "--eval_samples=5"), "--eval_samples=5: expected at least 6"),
         (("--metrics=memorisation",), "does not tell a best checkpoint"),
-        (("--instance_noise=-1",), "--instance_noise=-1.0: expected 0 or more"),
+        (("--metrics=is", plain), "--metrics=is needs labels of two classes"),
+        (("--metrics=modes", plain), "--metrics=modes: modes of npz:"),
+        (("--metrics=is", "--features=tests.test_evaluate:MEAN"), "tests.test_evaluate:MEAN do not tell"),
+        ((of(1),), "--metrics=distance needs at least 4 real images"),
+        ((of(3),), "one3.npz has 3"),
+        (("--metrics=fid", of(3)), "--metrics=fid needs at least 4"),
+        (("--metrics=precision_recall", of(5)), "--metrics=precision_recall needs at least 6"),
+        (("--metrics=fid", "--features=pixels", of(1)), "--metrics=fid needs at least 2"),
     ):
-        code, _, err = here(capfd, *argv, f"--workdir={tmp_path / 'run'}")
-        assert code == 2 and error in err and "Traceback" not in err, (argv, err)
+        for also in ((), ("--dry_run",)):
+            code, out, err = here(capfd, *argv, *also, f"--workdir={tmp_path / 'run'}")
+            assert (code, out) == (2, "") and err.count("\n") == 1 and error in err, (argv, err)
     assert not (tmp_path / "run").exists()

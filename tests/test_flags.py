@@ -1,7 +1,10 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from absl import flags as absl_flags
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from jaxgan import flags
 from jaxgan.errors import InputError
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +173,62 @@ def test_main(capsys):
         shown = capsys.readouterr()
         assert shown.err.startswith(message) and shown.err.count("\n") == 1 and not shown.out
     assert len(ran) == 1
+
+
+def test_a_flag_without_use_is_refused_where_it_was_typed_for_a_new_run(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Needy(Config):
+        needs: ClassVar = {"lr": flags.Need(lambda config: config.steps > 1, "without --steps above 1")}
+
+    for argv in (["--steps=1", "--lr=0.5"], ["--lr", "0.5", "--preset=one"]):
+        with pytest.raises(InputError, match=r"--lr=0\.5 does nothing without --steps above 1"):
+            flags.parse(Needy, {"one": {"steps": 1}}, argv)
+    (tmp_path / "old.txt").write_text("--lr=0.5\n")
+    for argv in (["--lr=0.5"], ["--steps=1", "--lr=2e-4"], ["--steps=1", f"--flagfile={tmp_path}/old.txt"]):
+        flags.parse(Needy, {}, argv)
+    assert flags.parse(Needy, {"half": {"lr": 0.5}}, ["--preset=half", "--steps=1"]).lr == 0.5
+    flags.write(Needy(steps=1, lr=0.5), tmp_path)
+    assert flags.parse(Needy, {}, ["--steps=1", "--lr=0.5", f"--workdir={tmp_path}"]).lr == 0.5
+
+
+SCRIPT = """
+import dataclasses, sys, time
+from jaxgan import flags, lastwords
+@dataclasses.dataclass(frozen=True)
+class Config:
+    lines: int = flags.option(1, "to print")
+    trained: bool = flags.option(False, "only what came of it is told")
+def run(config):
+    time.sleep(0.2)  # whoever reads has gone
+    sys.stderr.write("working\\n")
+    for _ in range(config.lines):
+        (lastwords.say if config.trained else print)("x" * 99)
+    open(sys.argv[-1], "w").write("done")
+flags.main(Config, {}, run, sys.argv[1:-1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "told", "done"),
+    [
+        ("{} --helpshort x | true", 141, "", False),
+        ("{} {file} | true", 141, "working\n", True),
+        ("{} --lines=9999 {file} | true", 141, "working\n", False),
+        ("{} --trained {file} | true", 0, "working\n", True),
+        ("{} --trained {file} > /dev/full", 0, "working\n", True),
+        ("{} {file} > /dev/full", 74, "working\nerror: cannot write to stdout: No space left on device\n", True),
+        ("{} --helpshort x > /dev/full", 74, "error: cannot write to stdout: No space left on device\n", False),
+        ("{} {file} >&- 2>&-", 0, "", True),
+        ("{} --lines=many x 2>&-", 2, "", False),
+    ],
+)
+def test_where_nobody_reads_there_is_no_traceback(shell, code, told, done, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    shell = shell.replace("{file}", str(tmp_path / "done")).replace("{}", f"{sys.executable} {tmp_path}/script.py")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"PYTHONPATH": os.curdir}
+    shell = f"set -o pipefail; {shell}"
+    ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert (ended.returncode, ended.stderr, (tmp_path / "done").exists()) == (code, told, done)
 
 
 def test_nothing_global_and_nothing_heavy():

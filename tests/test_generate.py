@@ -338,7 +338,9 @@ def test_template(tmp_path, monkeypatch):
 
 
 def test_template_says_what_it_would_do(tmp_path, capsys):
-    for argument, text in {"--dry_run": "", "--model=classifier": "Discriminator", "--loss=hing": "'hinge'"}.items():
+    wrong = {"--model=classifier": "Discriminator", "--loss=hing": "'hinge'", "--width=-3": "--width=-3: expected"}
+    wrong |= {"--r1=-5": "--r1=-5.0: expected", "--learning_rate=-1": "--learning_rate=-1.0: expected"}
+    for argument, text in ({"--dry_run": ""} | wrong).items():
         try:
             flags.main(template.Config, template.PRESETS, template.main, [f"--workdir={tmp_path}/run", argument])
             assert "1797 images" in capsys.readouterr().out

@@ -129,9 +129,10 @@ def test_a_flag_file_repeats_a_run(whole, tmp_path):
     same_run(tmp_path / "other", whole)
 
 
-def test_a_call_is_recorded(tmp_path, capfd):
-    """What TensorBoard's profile plugin and Perfetto read."""
-    code, _, err = here(capfd, *TINY, "--steps=15", "--profile", f"--workdir={tmp_path / 'run'}")
+@pytest.mark.parametrize("steps", [15, 7])
+def test_a_call_is_recorded(steps, tmp_path, capfd):
+    """What TensorBoard's profile plugin and Perfetto read; of a run of fewer than three calls too."""
+    code, _, err = here(capfd, *TINY, f"--steps={steps}", "--profile", f"--workdir={tmp_path / 'run'}")
     assert code == 0, err
     names = [path.name for path in (tmp_path / "run" / "profile").rglob("*")]
     assert "perfetto_trace.json.gz" in names and any(name.endswith(".xplane.pb") for name in names)
@@ -141,7 +142,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capfd):
     before = snapshot(tmp_path)
     code, out, err = here(capfd, *TINY, f"--workdir={tmp_path / 'run'}", "--dry_run")
     assert (code, err, snapshot(tmp_path)) == (0, "", before)
-    for word in ("1,797 images of 8x8x1, 10 classes", "gen", "disc", "4,000 steps", str(tmp_path / "run")):
+    for word in ("1,797 images of 8x8x1, 10 classes", "gen", "disc", "4,000 steps, 32 kimg", str(tmp_path / "run")):
         assert word in out, out
 
 
@@ -218,6 +219,9 @@ REFUSED = {
     "loss of no module": ("--loss=no.such:loss", "'no.such'"),
     "model": ("--model=dcgn", "'dcgn'", "'dcgan'"),
     "model of no module": ("--model=no.such", "'no.such'"),
+    "model that is a file": ("--model=dcgan.py", "'dcgan.py'", "'dcgan'"),
+    "variant": ("--model=resnet --size=32 --latent=0 --variant=sngn", "'sngn'", "'sngan'"),
+    "path length of no styles": ("--path_length=2", "--path_length", "--model=stylegan2"),
     "model that is none": ("--model=jaxgan.losses", "jaxgan.losses", "Generator"),
     "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, infogan, mlp"),
     "model without the argument": ("--model=mlp --width=4", "'width'", "mlp"),
@@ -251,6 +255,31 @@ REFUSED = {
     "beta2": ("--beta2=", "--beta2="),
     "penalty of three values": ("--r1=1,2,3", "--r1=1.0,2.0,3.0"),
     "average of three values": ("--ema=1,2,3", "--ema=1.0,2.0,3.0"),
+    "gradients clipped below 0": ("--clip_gradients=-1", "--clip_gradients=-1.0", "at least 0"),
+    "weights clipped below 0": ("--clip_weights=-0.01", "--clip_weights=-0.01"),
+    "rate below 0": ("--learning_rate=-1e-4", "--learning_rate=-0.0001", "at least 0"),
+    "rate that ends below 0": ("--learning_rate=1e-4,-1", "--learning_rate=0.0001,-1.0"),
+    "generator's rate below 0": ("--gen_learning_rate=-1", "--gen_learning_rate=-1.0"),
+    "beta1 above 1": ("--beta1=1.5", "--beta1=1.5", "less than 1"),
+    "beta2 of 1": ("--beta2=0.9,1", "--beta2=0.9,1.0", "less than 1"),
+    "R1 below 0": ("--r1=-1", "--r1=-1.0"),
+    "R2 below 0": ("--r2=-1", "--r2=-1.0"),
+    "WGAN-GP below 0": ("--wgan_gp=-1", "--wgan_gp=-1.0"),
+    "DRAGAN below 0": ("--dragan=-1", "--dragan=-1.0"),
+    "consistency below 0": ("--consistency=-1,-2", "--consistency=-1.0,-2.0"),
+    "data of less than nothing": ("--resident_gb=-1", "--resident_gb=-1.0"),
+    "images packed": ("--pack=3 --devices=1", "--pack=3", "nearest: 2 or 4"),
+    "one class of several": ("--classes=3 --conditional", "--classes=3", "two classes"),
+    "a diagnosis that never comes": ("--diagnose", "--diagnose does nothing", "--eval_every"),
+    "features that nothing sees": ("--features=inception", "--features=inception does nothing", "--metrics=fid"),
+    "a target of no augmentation": ("--ada_target=0.6", "--ada_target=0.6 does nothing", "--augment"),
+    "a share of no augmentation": ("--augment_probability=0.1", "--augment_probability=0.1", "--augment"),
+    "steps between no penalties": ("--penalty_every=4", "--penalty_every=4 does nothing", "--r1"),
+    "steps between no path lengths": ("--path_every=2", "--path_every=2 does nothing", "--path_length"),
+    "a ramp of no average": ("--ema= --ema_ramp=.05", "--ema_ramp=0.05 does nothing", "--ema"),
+    "images of no schedule": ("--anneal_images=5", "--anneal_images=5.0 does nothing", "start,end"),
+    "a decay of no Adam": ("--beta1=0.9 --optimizer=rmsprop", "--beta1=0.9 does nothing", "--optimizer=adam"),
+    "decays of no Adam": ("--beta2=0.9 --optimizer=sgd", "--beta2=0.9 does nothing", "--optimizer=adam"),
     "annealing": ("--ema=1,2 --anneal_images=0", "--anneal_images=0"),
     "broken image": ("--dataset=folder:{}/broken", "broken/1.png"),
     "broken image, known size": ("--dataset=folder:{}/broken --size=8 --channels=1", "broken/1.png"),

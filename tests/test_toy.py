@@ -71,7 +71,7 @@ def test_table(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--seeds=0", "--methods=", "--gamma=-1", "--batch_size=7", "--frames=99", "--data=rings"]
+    "wrong", ["--seeds=0", "--methods=", "--gamma=-1", "--batch_size=7", "--frames=99", "--data=rings", "--seed=-1"]
 )
 def test_wrong_flags(wrong, tmp_path, capfd):
     code, _, err = run(capfd, f"--workdir={tmp_path}/toy", "--steps=4", wrong)

@@ -329,6 +329,8 @@ def test_a_curve_is_drawn_where_its_numbers_are():
         (("--source_step=7",), "no checkpoint of step 7"),
         (("--test_split=test",), "split of digits"),
         (("--batch_size=-1",), "at least 0"),
+        (("--tuned_learning_rate=-1",), "--tuned_learning_rate=-1.0: expected at least 0"),
+        (("--learning_rate=-1",), "--learning_rate=-1.0: expected at least 0"),
         (("--source_run=", "--source_preset=dcgan_digit"), "did you mean 'dcgan_digits'?"),
         (("--source_run=", "--source_crop=0x9"), "the source: --source_crop=0x9"),
     ],

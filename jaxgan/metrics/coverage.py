@@ -70,16 +70,10 @@ class Coverage:
 def train(source: Source, cache: epath.PathLike | None = None) -> Coverage:
     """Learns the classes of single channels from labelled images; the label is their classes as digits of one number.
 
-    The classifier is kept in the folder `cache`, under the data's own digest. Raises InputError for a set whose number
-    of classes is not that of one channel to the power of the channels, and for one of a single picture.
+    The classifier is kept in the folder `cache`, under the data's own digest. Raises InputError as `classes_of` does,
+    and for a set of a single picture.
     """
-    channels = source.shape[-1]
-    classes = round(source.num_classes ** (1 / channels))
-    if classes < 2 or classes**channels != source.num_classes:
-        raise InputError(
-            f"modes of {source.name} cannot be counted channel by channel: {source.num_classes} classes of {channels} "
-            "channels; expected k classes of one channel, or k^c of c, such as stacked_mnist"
-        )
+    channels, classes = source.shape[-1], classes_of(source)
     rows = np.random.default_rng(0).permutation(source.num_examples)[:READ]
     data = source.read(rows)
     images, labels = _distinct(_apart(data["image"]), _places(data["label"], classes, channels))
@@ -98,6 +92,18 @@ def train(source: Source, cache: epath.PathLike | None = None) -> Coverage:
             _write(path, params)
     guessed = _classify(classifier, params, images[held].astype(np.float32) / 127.5 - 1)
     return Coverage(classifier, params, channels, float(np.mean(guessed == labels[held])))
+
+
+def classes_of(source: Source) -> int:
+    """Classes of one channel. Raises InputError for a set whose own are not their number to the power of channels."""
+    channels = source.shape[-1]
+    classes = round(source.num_classes ** (1 / channels))
+    if classes < 2 or classes**channels != source.num_classes:
+        raise InputError(
+            f"modes of {source.name} cannot be counted channel by channel: {source.num_classes} classes of {channels} "
+            "channels; expected k classes of one channel, or k^c of c, such as stacked_mnist"
+        )
+    return classes
 
 
 def _apart(images: np.ndarray) -> np.ndarray:

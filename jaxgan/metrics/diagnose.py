@@ -10,6 +10,7 @@ discriminator makes of images that it has learnt from, of others, and of generat
 moves are; and how much generated images differ from each other, beside as many real ones.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -195,6 +196,17 @@ def held_out(source: Source, split: str, load: Callable[[str], Source]) -> tuple
     return source.subset(rows[kept]), source.subset(rows[~kept])
 
 
+def batches_of(pack: int, *sources: Source) -> tuple[int, int]:
+    """How many batches a diagnosis takes of each source, and their size. Raises InputError where they are too small."""
+    smallest = min(sources, key=lambda source: source.num_examples)
+    size = min(BATCH, smallest.num_examples) // pack * pack
+    if size < 2:
+        raise InputError(
+            f"a diagnosis of the {smallest.num_examples} images of {smallest.name}: expected at least {max(2, pack)}"
+        )
+    return min(SAMPLES, smallest.num_examples) // size, size
+
+
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """Measures states of a game. A verdict looks at the history of this object, which begins anew in a resumed run.
@@ -218,13 +230,7 @@ class Diagnosis:
         options: `embed`.
         """
         sources = {"real": train} | ({"held": held} if held else {})
-        smallest = min(source.num_examples for source in sources.values())
-        size = min(BATCH, smallest) // pair.pack * pair.pack
-        if size < 2:
-            raise InputError(
-                f"a diagnosis of {smallest} real images: expected at least {max(2, pair.pack)} of each kind"
-            )
-        count = min(SAMPLES, smallest) // size
+        count, size = batches_of(pair.pack, *sources.values())
         batches = {name: _batches(source, count, size, seed) for name, source in sources.items()}
         look = functools.partial(jax.jit(functools.partial(_look, pair, game)), jax.random.key(seed), batches)
         real = batches["held" if held else "real"]["image"]
@@ -246,7 +252,8 @@ class Diagnosis:
         scores["steepness"] = abs(scores["gap"]) / self.distance
         self.history.append(scores)
         verdict = diagnose(self.history)
-        tqdm.tqdm.write(f"step {int(state.step)}: {verdict.word} ({verdict.reason})", file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            tqdm.tqdm.write(f"step {int(state.step)}: {verdict.word} ({verdict.reason})", file=sys.stderr)
         return {f"diagnose_{name}": value for name, value in scores.items()}
 
     def diversity(self, images: np.ndarray) -> dict[str, float]:

@@ -14,12 +14,23 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
+from jaxgan.errors import InputError
 from jaxgan.metrics import classify, frechet
 from jaxgan.models.classifier import Classifier
 from jaxgan.sources import Source
 
+LEAST = 4  # images: each half of the real set has a covariance
 REFERENCE = 10_000  # real images, at most, whose features are the reference
 HELD_OUT = 7  # every so manieth image is kept from training, to measure the accuracy; prime, so that all turns are
+
+
+def check(source: Source) -> None:
+    """Raises InputError for too few images to train a judge of."""
+    if source.num_examples < LEAST:
+        raise InputError(
+            f"{source.name} has {source.num_examples} images; expected at least {LEAST} to train a classifier on and "
+            "compare their halves"
+        )
 
 
 def classes(source: Source, n: int) -> np.ndarray:
@@ -50,8 +61,9 @@ class Judge:
 def train(source: Source, samples: int, cache: epath.PathLike | None = None) -> Judge:
     """A judge of `samples` images at a time. Its classifier is kept in the folder `cache`, under the data's own digest.
 
-    The first time costs the training of the classifier, `classify.STEPS` batches.
+    The first time costs the training of the classifier, `classify.STEPS` batches. Raises InputError as `check` does.
     """
+    check(source)
     rows = np.random.default_rng(0).permutation(source.num_examples)[:REFERENCE]
     data = source.read(rows)
     images, labels, labelled = data["image"], data["label"], source.num_classes > 1

@@ -82,7 +82,7 @@ class Comparison:
 class Metric(NamedTuple):
     function: Callable[[Comparison], dict[str, float]]
     best: str | None  # the figure that tells the best checkpoint, as `checkpoint.Checkpoints` takes it; None: it cannot
-    least: int = 2  # samples
+    least: int = 2  # samples, and real images
 
 
 METRICS = {

@@ -41,6 +41,8 @@ def reference(
     if count < 0 or count > source.num_examples:
         raise InputError(f"{count} reference images: {source.name} has {source.num_examples:,}; expected at most these")
     count = count or source.num_examples
+    if count < 2:
+        raise InputError(f"{count} reference images of {source.name}: expected at least 2, which have a covariance")
     rows = np.random.default_rng(0).permutation(source.num_examples)[:count]
     path = None
     if cache is not None:

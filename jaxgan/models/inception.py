@@ -231,15 +231,16 @@ def weights(
 
     sha256: of the file, 64 hex digits; None takes any file with the same entries. InputError: what is wrong with it.
     """
+    hint = "name its path (--inception_weights)"
     if path:
         path = epath.Path(path).expanduser()
     elif cache:
         path = epath.Path(cache) / "inception" / FILE
+        hint = f"put it into {path.parent}"
     if not path or not path.exists():
         raise InputError(
             f"no file {str(path or FILE)!r}: the Inception network's weights are {FILE}, which the pytorch-fid project "
-            f"distributes on GitHub (release fid_weights, 95,628,359 bytes); "
-            + (f"put it into {path.parent}" if path else "name its path, or a cache folder that has it")
+            f"distributes on GitHub (release fid_weights, 95,628,359 bytes); " + hint
         )
     return convert(tensorfile.read(path, sha256), str(path))
 

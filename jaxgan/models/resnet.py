@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, unknown
 from jaxgan.layers import BatchNorm, Conv, Dense
 from jaxgan.layers.attention import SelfAttention
 
@@ -69,7 +69,7 @@ KINDS = {
 
 def plan(variant: str, shape: tuple[int, int, int]) -> Plan:
     if variant not in PLANS:
-        raise InputError(f"unknown variant {variant!r} of resnet; choices: {', '.join(PLANS)}")
+        raise unknown("variant of resnet", variant, PLANS)
     sizes = PLANS[variant]
     if shape[0] != shape[1] or shape[0] not in sizes:
         near = min(sizes, key=lambda size: abs(size - shape[0]))

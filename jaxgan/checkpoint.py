@@ -26,11 +26,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import files, hosts, lastwords, leaves, memory, quiet
+from jaxgan import files, hosts, lastwords, leaves, memory, quiet, shelf
 from jaxgan.errors import Ending, InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
-WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
 
 
 class Checkpoints:
@@ -53,7 +52,7 @@ class Checkpoints:
     ):
         if keep < 1:
             raise InputError(f"keep={keep} checkpoints: expected at least 1")
-        self._directory = _absolute(directory)
+        self._directory = shelf.absolute(directory)
         self._keep = keep
         sign, _, name = best.rpartition(":") if best else ("", "", "")
         if sign not in ("", "min", "max") or (best and not name):
@@ -69,7 +68,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, ascending."""
-        return _steps(self._directory)
+        return shelf.steps(self._directory)
 
     def save(
         self,
@@ -175,6 +174,10 @@ class Checkpoints:
         with pending:
             try:
                 self._writer.wait_until_finished()
+                path = self._directory / str(step)
+                if not (path / shelf.TABLE).exists():  # Orbax has said nothing of it
+                    path.rmtree()
+                    raise OSError(f"Orbax left it without {shelf.TABLE}, which tells where its arrays are")
                 self._prune()
             except Exception as error:  # whatever the file system or the network had to say
                 raise self._unwritten(step, error) from None
@@ -196,12 +199,10 @@ class Checkpoints:
         with quiet.quietly(), contextlib.suppress(Exception):
             writer.close()
         with contextlib.suppress(OSError), files.faults(self._directory):
-            parts = [*self._directory.glob(f"{step}.orbax-checkpoint-tmp*")]
-            if files.is_remote(self._directory) and step not in self.steps:
-                parts.append(self._directory / str(step))
-            for part in parts:
-                with contextlib.suppress(OSError), files.faults(part):
-                    part.rmtree()
+            for part in shelf.leftovers(self._directory):
+                if part.name.partition(".")[0] == str(step):
+                    with contextlib.suppress(OSError), files.faults(part):
+                        part.rmtree()
         return StorageFault(f"{fault}; {self.standing}; the same command goes on from there")
 
     @property
@@ -228,13 +229,10 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Moves damaged checkpoints aside, which would push out good ones, and removes what killed saves left."""
         for step in self._damaged:
-            (self._directory / str(step)).rename(_aside(self._directory, step))
+            shelf.set_aside(self._directory, step)
         self._damaged.clear()
-        if not self._tidied and self._directory.exists():
-            for path in self._directory.iterdir():
-                unfinished = files.is_remote(path) and path.name.isdecimal() and int(path.name) not in self.steps
-                if unfinished or ".orbax-checkpoint-tmp" in path.name:
-                    path.rmtree()
+        for path in () if self._tidied else shelf.leftovers(self._directory):
+            path.rmtree()
         self._tidied = True
 
     def _prune(self) -> None:
@@ -255,7 +253,7 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
 
     Needs no template and imports none of the code that wrote it. Raises `InputError` if there is none.
     """
-    found = _newest(_absolute(directory), step, None, set())
+    found = _newest(shelf.absolute(directory), step, None, set())
     if found is None:
         raise InputError(f"no checkpoint in {os.fspath(directory)!r}")
     return leaves.nest(found[1])
@@ -265,7 +263,7 @@ def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
     """{"metrics", "metadata"} as stored with `step`; {} and None where they cannot be read."""
     try:
         with quiet.quietly(), _by_itself():
-            custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
+            custom = _orbax().checkpointables_metadata(shelf.absolute(directory) / str(step)).custom_metadata
         return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
     except Exception:  # damage shows as any error at all
         return {"metrics": {}, "metadata": None}
@@ -302,30 +300,11 @@ def _by_itself() -> Any:
     return context
 
 
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    path = epath.Path(directory)
-    return path if files.is_remote(path) else path.absolute()  # Orbax takes no relative paths
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    if not directory.exists():
-        return []
-    paths = [path for path in directory.iterdir() if path.name.isdecimal()]
-    if files.is_remote(directory):  # elsewhere a save in progress has another name
-        paths = [path for path in paths if (path / WHOLE).exists()]
-    return sorted(int(path.name) for path in paths)
-
-
-def _aside(directory: epath.Path, step: int) -> epath.Path:
-    names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(1, 100))]
-    return next(directory / name for name in names if not (directory / name).exists())
-
-
 def _newest(
     directory: epath.Path, step: int | None, expected: leaves.Manifest | None, damaged: set[int]
 ) -> tuple[int, dict[str, np.ndarray]] | None:
     """The newest that is whole, or `step`. Adds those that are not to `damaged`."""
-    steps = _steps(directory)
+    steps = shelf.steps(directory)
     if step is not None and step not in steps:
         raise InputError(f"no checkpoint of step {step} in {os.fspath(directory)!r}; there are {steps or 'none'}")
     candidates = [step for step in steps[::-1] if step not in damaged] if step is None else [step]

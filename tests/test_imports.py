@@ -79,6 +79,7 @@ RUN = (
     "jaxgan.parallel",
     "jaxgan.hosts",
     "jaxgan.checkpoint",
+    "jaxgan.shelf",
     "jaxgan.leaves",
     "jaxgan.report",
     "jaxgan.trained",

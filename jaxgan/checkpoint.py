@@ -103,9 +103,9 @@ class Checkpoints:
             arrays, manifest = leaves.to_host(state)
             # Orbax takes 200 bytes a leaf for their table, 400 for the places, and rounds every file up.
             files.check_room(self._directory, sum(x.nbytes for x in arrays.values()) + 1024 * len(arrays) + 2**16)
-            finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
             metadata = self._metadata | dict(more or {})
-            custom = {"leaves": manifest, "crc": leaves.crc(manifest), "metrics": finite, "metadata": metadata}
+            custom = {"leaves": manifest, "crc": leaves.crc(manifest), "metadata": metadata}
+            custom["metrics"] = _finite(metrics or {})
             stored = leaves.nest({name: array for name, array in arrays.items() if array.size})
             if not files.is_remote(self._directory):
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,17 @@ class Checkpoints:
         except OSError as error:
             raise self._unwritten(step, error) from None
         return True
+
+    def amend(self, step: int, metrics: Mapping[str, float], more: Mapping[str, Any]) -> None:
+        """Adds to the metrics and the metadata of a checkpoint, which may be the best from then on."""
+        self.wait()
+        hosts.agree(self._amend, step, metrics, more)
+
+    def _amend(self, step: int, metrics: Mapping[str, float], more: Mapping[str, Any]) -> None:
+        with files.faults(self._directory):
+            self._tidy()
+            shelf.amend(self._directory / str(step), _finite(metrics), more)
+            self._prune()
 
     def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
@@ -260,13 +271,19 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
 
 
 def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
-    """{"metrics", "metadata"} as stored with `step`; {} and None where they cannot be read."""
+    """{"metrics", "metadata"} as stored with `step` and amended; {} and None where they cannot be read."""
+    path = shelf.absolute(directory) / str(step)
     try:
         with quiet.quietly(), _by_itself():
-            custom = _orbax().checkpointables_metadata(shelf.absolute(directory) / str(step)).custom_metadata
-        return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
+            custom = _orbax().checkpointables_metadata(path).custom_metadata
+        later = shelf.amended(path)
+        return {kind: custom[kind] | later[kind] for kind in ("metrics", "metadata")}
     except Exception:  # damage shows as any error at all
         return {"metrics": {}, "metadata": None}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 class _Damaged(Exception):

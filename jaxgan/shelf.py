@@ -1,4 +1,4 @@
-"""The folder in which checkpoints lie: which are there and whole, which were moved aside, and their later scores."""
+"""The folder of a run's checkpoints: which are there, which were moved aside, and what was found of one later."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from jaxgan.errors import InputError
 WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
 TABLE = "state/manifest.ocdbt"  # where each array lies; the last that the parts of a checkpoint are merged into
 PART = ".orbax-checkpoint-tmp"  # in the name of one that is being written
-SCORES = "scores.json"  # in a checkpoint: its metrics, where they were found after it was saved
+LATER = "later.json"  # in a checkpoint: what was found out after it was saved
 MATCHED = "*?[]\\"  # Orbax matches names of files against the whole path, and so loses or mixes up parts of checkpoints
 
 
@@ -61,14 +61,14 @@ def leftovers(directory: epath.Path) -> list[epath.Path]:
     ]
 
 
-def score(checkpoint: epath.Path, metrics: Mapping[str, float]) -> None:
-    """Keeps what a checkpoint was found to be worth after it was saved."""
-    files.write(checkpoint / SCORES, json.dumps(metrics, allow_nan=False) + "\n")
+def amend(checkpoint: epath.Path, metrics: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+    """Keeps what is to be said of a checkpoint beside, or in place of, what was said when it was saved."""
+    files.write(checkpoint / LATER, json.dumps({"metrics": metrics, "metadata": metadata}, allow_nan=False) + "\n")
 
 
-def scores(checkpoint: epath.Path) -> dict[str, Any] | None:
-    """What `score` kept; None where there is nothing, or nothing that can be read."""
-    with contextlib.suppress(OSError, ValueError), files.faults(checkpoint):
-        found = json.loads((checkpoint / SCORES).read_text())
-        return found if isinstance(found, dict) else None
-    return None
+def amended(checkpoint: epath.Path) -> dict[str, dict[str, Any]]:
+    """What `amend` kept; nothing where that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), files.faults(checkpoint):
+        found = json.loads((checkpoint / LATER).read_text())
+        return {kind: dict(found[kind]) for kind in ("metrics", "metadata")}
+    return {"metrics": {}, "metadata": {}}

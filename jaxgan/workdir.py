@@ -14,7 +14,7 @@ from typing import IO
 
 from etils import epath
 
-from jaxgan import files, flags, report, shelf
+from jaxgan import files, flags, folders, report, shelf
 from jaxgan.config import Common
 from jaxgan.errors import InputError, StorageFault
 
@@ -34,7 +34,13 @@ def check(config: Common) -> None:
         raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
     workdir = files.reach(config.workdir)
     shelf.check(workdir, f"--workdir={config.workdir}")
+    kind, _, folder = config.dataset.partition(":")
     try:
+        if kind == "folder" and folders.reads(folder, config.split, workdir):
+            raise InputError(
+                f"--workdir={config.workdir} lies in --dataset={config.dataset}, whose images would be those of its "
+                "samples too; choose one outside"
+            )
         if not flags.check_same(config, workdir):
             for name in ("checkpoints", report.METRICS):
                 if (workdir / name).exists():

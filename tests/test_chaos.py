@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgan import checkpoint, report, workdir
+from jaxgan import checkpoint, files, report, workdir
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
 from jaxgan.preemption import Preemption
 from tests import chaos, small
@@ -209,6 +209,19 @@ def test_half_a_row_is_not_left_behind(tmp_path, monkeypatch):
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         log.log(2, 2, {"loss": 0.25})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_small_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Or a loss of power may leave an empty one."""
+    seen = []
+
+    def fsync(number):
+        seen.extend((path.name[:12], path.read_bytes()) for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write(tmp_path / "config.json", "{}")
+    files.write(tmp_path / "large", bytes(files.SMALL + 1))
+    assert seen == [(".config.json", b"{}")] and (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_one_run_a_directory(tmp_path):

@@ -26,11 +26,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import files, hosts, lastwords, leaves, memory, quiet
+from jaxgan import files, hosts, lastwords, leaves, memory, quiet, shelf
 from jaxgan.errors import Ending, InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
-WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
 
 
 class Checkpoints:
@@ -53,7 +52,7 @@ class Checkpoints:
     ):
         if keep < 1:
             raise InputError(f"keep={keep} checkpoints: expected at least 1")
-        self._directory = _absolute(directory)
+        self._directory = shelf.absolute(directory)
         self._keep = keep
         sign, _, name = best.rpartition(":") if best else ("", "", "")
         if sign not in ("", "min", "max") or (best and not name):
@@ -69,7 +68,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, ascending."""
-        return _steps(self._directory)
+        return shelf.steps(self._directory)
 
     def save(
         self,
@@ -104,9 +103,9 @@ class Checkpoints:
             arrays, manifest = leaves.to_host(state)
             # Orbax takes 200 bytes a leaf for their table, 400 for the places, and rounds every file up.
             files.check_room(self._directory, sum(x.nbytes for x in arrays.values()) + 1024 * len(arrays) + 2**16)
-            finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
             metadata = self._metadata | dict(more or {})
-            custom = {"leaves": manifest, "crc": leaves.crc(manifest), "metrics": finite, "metadata": metadata}
+            custom = {"leaves": manifest, "crc": leaves.crc(manifest), "metadata": metadata}
+            custom["metrics"] = _finite(metrics or {})
             stored = leaves.nest({name: array for name, array in arrays.items() if array.size})
             if not files.is_remote(self._directory):
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -122,6 +121,17 @@ class Checkpoints:
         except OSError as error:
             raise self._unwritten(step, error) from None
         return True
+
+    def amend(self, step: int, metrics: Mapping[str, float], more: Mapping[str, Any]) -> None:
+        """Adds to the metrics and the metadata of a checkpoint, which may be the best from then on."""
+        self.wait()
+        hosts.agree(self._amend, step, metrics, more)
+
+    def _amend(self, step: int, metrics: Mapping[str, float], more: Mapping[str, Any]) -> None:
+        with files.faults(self._directory):
+            self._tidy()
+            shelf.amend(self._directory / str(step), _finite(metrics), more)
+            self._prune()
 
     def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
@@ -175,6 +185,10 @@ class Checkpoints:
         with pending:
             try:
                 self._writer.wait_until_finished()
+                path = self._directory / str(step)
+                if not (path / shelf.TABLE).exists():  # Orbax has said nothing of it
+                    path.rmtree()
+                    raise OSError(f"Orbax left it without {shelf.TABLE}, which tells where its arrays are")
                 self._prune()
             except Exception as error:  # whatever the file system or the network had to say
                 raise self._unwritten(step, error) from None
@@ -196,12 +210,10 @@ class Checkpoints:
         with quiet.quietly(), contextlib.suppress(Exception):
             writer.close()
         with contextlib.suppress(OSError), files.faults(self._directory):
-            parts = [*self._directory.glob(f"{step}.orbax-checkpoint-tmp*")]
-            if files.is_remote(self._directory) and step not in self.steps:
-                parts.append(self._directory / str(step))
-            for part in parts:
-                with contextlib.suppress(OSError), files.faults(part):
-                    part.rmtree()
+            for part in shelf.leftovers(self._directory):
+                if part.name.partition(".")[0] == str(step):
+                    with contextlib.suppress(OSError), files.faults(part):
+                        part.rmtree()
         return StorageFault(f"{fault}; {self.standing}; the same command goes on from there")
 
     @property
@@ -228,13 +240,10 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Moves damaged checkpoints aside, which would push out good ones, and removes what killed saves left."""
         for step in self._damaged:
-            (self._directory / str(step)).rename(_aside(self._directory, step))
+            shelf.set_aside(self._directory, step)
         self._damaged.clear()
-        if not self._tidied and self._directory.exists():
-            for path in self._directory.iterdir():
-                unfinished = files.is_remote(path) and path.name.isdecimal() and int(path.name) not in self.steps
-                if unfinished or ".orbax-checkpoint-tmp" in path.name:
-                    path.rmtree()
+        for path in () if self._tidied else shelf.leftovers(self._directory):
+            path.rmtree()
         self._tidied = True
 
     def _prune(self) -> None:
@@ -255,20 +264,26 @@ def read(directory: epath.PathLike, step: int | None = None) -> dict[str, Any]:
 
     Needs no template and imports none of the code that wrote it. Raises `InputError` if there is none.
     """
-    found = _newest(_absolute(directory), step, None, set())
+    found = _newest(shelf.absolute(directory), step, None, set())
     if found is None:
         raise InputError(f"no checkpoint in {os.fspath(directory)!r}")
     return leaves.nest(found[1])
 
 
 def describe(directory: epath.PathLike, step: int) -> dict[str, Any]:
-    """{"metrics", "metadata"} as stored with `step`; {} and None where they cannot be read."""
+    """{"metrics", "metadata"} as stored with `step` and amended; {} and None where they cannot be read."""
+    path = shelf.absolute(directory) / str(step)
     try:
         with quiet.quietly(), _by_itself():
-            custom = _orbax().checkpointables_metadata(_absolute(directory) / str(step)).custom_metadata
-        return {"metrics": custom["metrics"], "metadata": custom["metadata"]}
+            custom = _orbax().checkpointables_metadata(path).custom_metadata
+        later = shelf.amended(path)
+        return {kind: custom[kind] | later[kind] for kind in ("metrics", "metadata")}
     except Exception:  # damage shows as any error at all
         return {"metrics": {}, "metadata": None}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 class _Damaged(Exception):
@@ -302,30 +317,11 @@ def _by_itself() -> Any:
     return context
 
 
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    path = epath.Path(directory)
-    return path if files.is_remote(path) else path.absolute()  # Orbax takes no relative paths
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    if not directory.exists():
-        return []
-    paths = [path for path in directory.iterdir() if path.name.isdecimal()]
-    if files.is_remote(directory):  # elsewhere a save in progress has another name
-        paths = [path for path in paths if (path / WHOLE).exists()]
-    return sorted(int(path.name) for path in paths)
-
-
-def _aside(directory: epath.Path, step: int) -> epath.Path:
-    names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(1, 100))]
-    return next(directory / name for name in names if not (directory / name).exists())
-
-
 def _newest(
     directory: epath.Path, step: int | None, expected: leaves.Manifest | None, damaged: set[int]
 ) -> tuple[int, dict[str, np.ndarray]] | None:
     """The newest that is whole, or `step`. Adds those that are not to `damaged`."""
-    steps = _steps(directory)
+    steps = shelf.steps(directory)
     if step is not None and step not in steps:
         raise InputError(f"no checkpoint of step {step} in {os.fspath(directory)!r}; there are {steps or 'none'}")
     candidates = [step for step in steps[::-1] if step not in damaged] if step is None else [step]

@@ -15,6 +15,7 @@ from etils import epath
 
 from jaxgan.errors import Ending, InputError
 
+SMALL = 2**22  # bytes
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # what opens them, where TensorFlow is not there to do it
 
 
@@ -164,6 +165,7 @@ def check_room(folder: epath.Path, wanted: int) -> None:
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     """Writes `data` beside `path`, then moves it there: whoever reads sees the old file or the new one, never half.
 
+    After a loss of power too, if it is `SMALL`: what is larger can be made again, and would take its time.
     On Google Cloud Storage an object appears only when its upload is complete, so it is written in place.
     """
     path = epath.Path(path)
@@ -175,7 +177,11 @@ def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        with pathlib.Path(part).open("wb") as file:
+            file.write(data)
+            file.flush()
+            if memoryview(data).nbytes <= SMALL:
+                os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A folder of image files as a `Source`; which of its files cannot be read, and how they are left out."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -19,6 +20,7 @@ from jaxgan.sources import Source, fingerprint, first_line, reading
 
 LONGEST = 2**30  # bytes of a file: twice the pixels of the largest image
 FEW = 2_000  # files whose headers are read even if they are not needed: in half a second
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
 LISTED = 10  # of the files left out, on the terminal
 ADVICE = "mend or remove it, or leave it out with --skip_bad_images"
 
@@ -35,19 +37,20 @@ def folder(
 ) -> Source:
     """The PNG, JPEG and WebP files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
 
-    A sub-folder named as the split (`DIR/train/...`) is taken for the whole. Hidden files are passed over.
+    A sub-folder named as the split (`DIR/train/...`) is taken for the whole, but for a `train` that is a class among
+    others (`is_split`). Hidden files are passed over.
     The header of every file is read here (10,000 files: 2 s), but for large sets with `size` and `channels` given.
     skip_bad: every file is decoded here, and those that cannot be are left out; which ones is kept in `cache`.
     """
     root = epath.Path(path).expanduser()
     if not path or not root.is_dir():
         raise InputError(f"no folder {path!r} for --dataset={name}; expected folder:DIR")
-    if pathlib.PurePath(split).name == split and (root / split).is_dir():
+    if is_split(root, split):
         root = root / split
     elif split != "train":
         raise InputError(f"unknown split {split!r}: {path} has no sub-folder of that name")
     images.check_channels(3, channels, name)
-    found, bad = list_images(root)
+    found, bad, others = list_images(root)
     if not skip_bad:
         for wrong, reason in bad.items():
             raise InputError(f"{root / wrong} is not a readable image ({reason}); {ADVICE}")
@@ -60,6 +63,9 @@ def folder(
         skipped = tuple(f"{f}: {bad[f]}" for f in sorted(bad))
         report(skipped, len(found), name)
         found = [f for f in found if f not in bad]
+        for empty in sorted(set(classes) - {f.split("/")[0] for f in found}):
+            reason = next(line for line in skipped if line.startswith(f"{empty}/"))
+            raise InputError(f"no image of class {empty!r} of {name} can be read, such as {reason}; mend or remove it")
     number = {c: i for i, c in enumerate(classes)}
     label = np.array([number.get(f.split("/")[0], 0) for f in found], np.int32)
     paths = [os.fspath(root / f) for f in found]
@@ -68,6 +74,8 @@ def folder(
     else:
         shapes = images.in_threads(measure, paths, f"measuring {name}")
         shape = images.common_shape(((*(size or s[:2]), s[2]) for s in shapes), name, channels)
+
+    tell(others, name)
 
     def decode(path: str) -> np.ndarray:
         with reading(path, ADVICE):
@@ -97,6 +105,37 @@ def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
     return classes if len(classes) > 1 else []
 
 
+def is_split(root: epath.Path, split: str) -> bool:
+    """Whether the sub-folder `split` is to be taken for the whole.
+
+    `train` is what is asked for where nothing is: a class if it lies beside other folders of images (a bus, a car), but
+    none that is called as a split.
+    """
+    if pathlib.PurePath(split).name != split or not (root / split).is_dir():
+        return False
+    beside = [path for path in root.iterdir() if path.name != split and not path.name.startswith(".") and path.is_dir()]
+    if split != "train" or any(path.name.lower() in SPLITS for path in beside):
+        return True
+    return not any(list_images(path)[0] for path in beside)
+
+
+def reads(path: str, split: str, place: epath.PathLike) -> bool:
+    """Whether images that come to lie in `place` would be taken for images of the folder."""
+    files.check_remote(path)
+    root, place = epath.Path(path).expanduser(), epath.Path(place).expanduser()
+    if files.is_remote(root) != files.is_remote(place) or not path or not root.is_dir():
+        return False
+    if not files.is_remote(root):
+        root, place = (epath.Path(os.path.realpath(p)) for p in (root, place))
+    if root not in (place, *place.parents):
+        return False
+    inside = place.relative_to(root).parts
+    if is_split(root, split) and inside[:1] != (split,):
+        apart = split != "train" or any(other.name.lower() in SPLITS[1:] for other in root.iterdir())
+        return not apart  # a folder of images beside `train` makes that a class
+    return not any(part.startswith(".") for part in inside)
+
+
 def measure(path: str) -> tuple[int, int, int]:
     """(h, w, c) of an image file."""
     with reading(path, ADVICE), epath.Path(path).open("rb") as file:
@@ -113,18 +152,21 @@ def contents(path: str) -> bytes:
 # --- what lies in a folder
 
 
-def list_images(root: epath.Path) -> tuple[list[str], dict[str, str]]:
-    """Sorted paths below `root`, relative to it, of what is an image by its name; {path: what is wrong with it}.
+Others = collections.Counter[str]  # how many files are no images by their names, by the ends of these
+
+
+def list_images(root: epath.Path) -> tuple[list[str], dict[str, str], Others]:
+    """Sorted paths below `root`, relative to it, of what are images by their names; {path: what is wrong}; the rest.
 
     Hidden files and folders are passed over. Links are followed, but a folder is read once: by links it may lie in
     itself, or be reached in any number of ways.
     """
-    found, bad = (remote(root), {}) if files.is_remote(root) else local(root)
-    return sorted(found), bad
+    found, bad, others = remote(root) if files.is_remote(root) else local(root)
+    return sorted(found), bad, others
 
 
-def remote(root: epath.Path) -> list[str]:
-    found, folders = [], [root]
+def remote(root: epath.Path) -> tuple[list[str], dict[str, str], Others]:
+    found, folders, others = [], [root], Others()
     while folders:
         for path in folders.pop().iterdir():
             # A name that says image is not asked whether it is a folder: each answer is a trip over the network.
@@ -134,12 +176,15 @@ def remote(root: epath.Path) -> list[str]:
                 found.append(path.relative_to(root).as_posix())
             elif path.is_dir():
                 folders.append(path)
-    return found
+            else:
+                others[pathlib.PurePath(path.name).suffix.lower()] += 1
+    return found, {}, others
 
 
-def local(root: epath.Path) -> tuple[list[str], dict[str, str]]:
+def local(root: epath.Path) -> tuple[list[str], dict[str, str], Others]:
     found: list[str] = []
     bad: dict[str, str] = {}
+    others = Others()
     seen: dict[tuple[int, int], str] = {}
     folders, links = (
         [""],
@@ -168,10 +213,21 @@ def local(root: epath.Path) -> tuple[list[str], dict[str, str]]:
                     if not entry.is_file():
                         nothing = entry.is_symlink() and not pathlib.Path(root, path).exists()
                         bad[path] = "it is a link to nothing" if nothing else "it is no file but a pipe or a device"
+                else:
+                    others[pathlib.PurePath(entry.name).suffix.lower()] += 1
             except OSError as error:  # links in a circle
                 found.append(path)
                 bad[path] = str(error.strerror)
-    return found, bad
+    return found, bad, others
+
+
+def tell(others: Others, name: str) -> None:
+    """Says what was passed over: photos of another format would go missing without a word."""
+    if others:
+        kinds = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common(3))
+        wanted = ", ".join(images.SUFFIXES)
+        line = f"passed over {others.total():,} files of {name} that do not end in {wanted} (most: {kinds})"
+        print(printable(line), file=sys.stderr)
 
 
 # --- what cannot be read

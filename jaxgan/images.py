@@ -35,7 +35,8 @@ UNREADABLE = (  # what Pillow raises for bytes that are no whole image
     struct.error,
     Image.DecompressionBombError,
 )
-ORIENTATION = 0x0112  # the EXIF tag; its values 5 to 8 exchange width and height
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = range(5, 9)  # its values that exchange width and height
 PNG, JPEG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff"  # how files begin
 # What is read, by how a file begins and not by its name. (`Image.open` knows 40 formats more, of which some start other
 # programs, and prints a warning of its own for an image of 89 million pixels.)
@@ -140,7 +141,8 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     """Grey (1; luma of ITU-R 601) or colour (3). What is transparent shows white; of 16 bits the upper 8 are kept."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        deep, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(deep == clear, 255, deep >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -163,6 +165,9 @@ def opened(file: IO[bytes]) -> Image.Image:
     if w * h > LARGEST:
         image.close()
         raise ValueError(f"it has {h}x{w} pixels, and {LARGEST:,} are the most that are read")
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and any("RGB;16" in str(tile) for tile in getattr(image, "tile", ())):
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow keeps the pixels
     return image
 
 
@@ -227,7 +232,7 @@ def measure(file: IO[bytes]) -> tuple[int, int, int]:
     with opened(file) as image:
         w, h = image.size
         c = 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
-        return (w, h, c) if image.getexif().get(ORIENTATION, 1) >= 5 else (h, w, c)
+        return (w, h, c) if image.getexif().get(ORIENTATION, 1) in TURNED else (h, w, c)
 
 
 def common_shape(shapes: Iterable[tuple[int, ...]], what: str, channels: int = 0) -> tuple[int, int, int]:

@@ -18,6 +18,8 @@ from jaxgan.errors import InputError, unknown
 from jaxgan.sources import Source, fingerprint, first_line, is_own, reading
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of a features.json, in its three dialects
+DESCRIPTIONS = ("features.json", "dataset_info.json")  # which tell what classes read a data set
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 FORMAT = "array_record"  # random access; TFDS's own default, tfrecord, has none
 
 
@@ -146,21 +148,50 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
     return builder
 
 
-def check_features(name: str, data_dir: str) -> None:
+def check_features(name: str, data_dir: str | None) -> None:
     """Raises InputError for prepared data that name code outside TFDS, which TFDS would import to describe them."""
-    home = epath.Path(data_dir) / re.split("[/:]", name)[0]
-    for file in (*home.glob("*/features.json"), *home.glob("*/*/features.json")):
+    from tensorflow_datasets.core.utils import file_utils
+
+    base, *rest = re.split("[/:]", name)
+    if ".." in rest:
+        raise InputError(f"{name!r} is no name of a data set; expected a config after {base}/")
+    for place in map(epath.Path, file_utils.list_data_dirs(data_dir)):
         try:
-            todo = [json.loads(file.read_text())]
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{os.fspath(file)!r} describes no data set ({first_line(error)})") from error
-        while todo:
-            value = todo.pop()
-            todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            found = [value.get(key) for key in CLASS_KEYS] if isinstance(value, dict) else []
-            for path in found:
-                if isinstance(path, str) and "." in path and not path.startswith("tensorflow_datasets."):
-                    raise InputError(f"{os.fspath(file)!r} names {path!r}, which is code outside tensorflow_datasets")
+            homes = [path for path in listed(place) if plainly(path.name) == plainly(base)]
+            inner = [path for home in homes for path in listed(home)]  # of versions, or of configs that have versions
+            versions = [path for folder in inner for path in listed(folder) if VERSION.match(path.name)]
+            found = [path for folder in (*inner, *versions) for path in listed(folder) if path.name in DESCRIPTIONS]
+        except OSError as error:
+            raise InputError(f"cannot look for {name} in {os.fspath(place)!r}: {error.strerror or error}") from error
+        for file in found:
+            check_description(file)
+
+
+def plainly(name: str) -> str:
+    """TFDS takes `MyFaces` for `my_faces`."""
+    return name.replace("_", "").lower()
+
+
+def listed(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder. (A glob would take the folder's own name for a pattern.)"""
+    return [*folder.iterdir()] if folder.is_dir() else []
+
+
+def check_description(file: epath.Path) -> None:
+    try:
+        described = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{os.fspath(file)!r} describes no data set ({first_line(error)})") from error
+    if file.name == DESCRIPTIONS[1]:  # of which the rest names no classes
+        described = described.get("features") if isinstance(described, dict) else None
+    todo = [described]
+    while todo:
+        value = todo.pop()
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found = [value.get(key) for key in CLASS_KEYS] if isinstance(value, dict) else []
+        for path in found:
+            if isinstance(path, str) and "." in path and not path.startswith("tensorflow_datasets."):
+                raise InputError(f"{os.fspath(file)!r} names {path!r}, which is code outside tensorflow_datasets")
 
 
 def find(name: str, data_dir: str | None, **options: Any) -> Any:
@@ -168,8 +199,7 @@ def find(name: str, data_dir: str | None, **options: Any) -> Any:
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
-    if data_dir:
-        check_features(name, data_dir)
+    check_features(name, data_dir)
     try:
         if is_own(name):
             module = importlib.import_module(f"jaxgan.datasets.{name}.{name}")

@@ -303,22 +303,22 @@ class _Events:
 def truncate(workdir: epath.PathLike, step: int) -> None:
     """Drops the rows of `metrics.jsonl` after `step`, atomically; call it before a run is resumed from there.
 
-    A line that a killed process left half written is dropped with a warning.
+    A line that a killed process left half written, or a disk has altered, is dropped with a warning.
     """
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return
     with files.faults(path):
-        text = path.read_text()
+        data = path.read_bytes()
     kept = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(data.splitlines(), 1):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            if json.loads(line.decode())["step"] <= step:
+                kept.append(line + b"\n")
         except (ValueError, TypeError, KeyError):
             logging.getLogger(__name__).warning("%s: line %d is not a whole row, dropped", path, number)
-    if "".join(kept) != text:
-        files.write(path, "".join(kept))
+    if b"".join(kept) != data:
+        files.write(path, b"".join(kept))
 
 
 def grid(images: Any, columns: int = 0, scale: int = 0) -> np.ndarray:

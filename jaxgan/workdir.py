@@ -14,7 +14,7 @@ from typing import IO
 
 from etils import epath
 
-from jaxgan import files, flags, report
+from jaxgan import files, flags, folders, report, shelf
 from jaxgan.config import Common
 from jaxgan.errors import InputError, StorageFault
 
@@ -33,7 +33,14 @@ def check(config: Common) -> None:
     if not config.workdir:
         raise InputError("--workdir is empty; expected the directory of the run, for example --workdir=runs/digits")
     workdir = files.reach(config.workdir)
+    shelf.check(workdir, f"--workdir={config.workdir}")
+    kind, _, folder = config.dataset.partition(":")
     try:
+        if kind == "folder" and folders.reads(folder, config.split, workdir):
+            raise InputError(
+                f"--workdir={config.workdir} lies in --dataset={config.dataset}, whose images would be those of its "
+                "samples too; choose one outside"
+            )
         if not flags.check_same(config, workdir):
             for name in ("checkpoints", report.METRICS):
                 if (workdir / name).exists():
@@ -52,6 +59,7 @@ def check(config: Common) -> None:
 def claim(config: Common) -> epath.Path:
     """The work directory, made if it is missing; or one line that says why it cannot be had."""
     workdir = of(config)
+    shelf.check(workdir, f"--workdir={config.workdir}")  # of a part of an experiment, which is named by its data
     probe = workdir / ".writable"
     try:
         with files.faults(workdir):
@@ -93,7 +101,8 @@ def held(workdir: epath.Path) -> Iterator["Beat"]:
             beat.stop()
         return
     file = _locked(Path(workdir / LOCK), workdir)
-    for part in (*workdir.glob(".*.part"), *workdir.glob("samples/.*.part")):
+    here = Path(workdir)
+    for part in (*here.glob(".*.part"), *here.glob("samples/.*.part")):
         part.unlink(missing_ok=True)  # of a process that was killed while it wrote
     try:
         yield Beat(None)

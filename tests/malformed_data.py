@@ -26,13 +26,14 @@ class Case(NamedTuple):
 # --- images
 
 
-def png(w: int, h: int, data: bytes = b"", bits: int = 8, colour: int = 0) -> bytes:
-    """A PNG whose header says what it is told to."""
+def png(w: int, h: int, data: bytes = b"", bits: int = 8, colour: int = 0, clear: bytes = b"") -> bytes:
+    """A PNG whose header says what it is told to; `clear`: the colour that is transparent."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0))
+    header += chunk(b"tRNS", clear) if clear else b""
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 

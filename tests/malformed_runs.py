@@ -150,18 +150,27 @@ def config_cases() -> Iterator[Case]:
     yield Case("evaluate: channels of text", of_data(channels="1"), ("channels",), "evaluate")
     yield Case("evaluate: a size beyond memory", of_data(size="10000"), ("memory",), "evaluate")
 
-    def imported(folder: Path) -> list[str]:
-        version = folder / "tfds" / "faces" / "1.0.0"
-        version.mkdir(parents=True)
-        (folder / "evil.py").write_text("raise SystemExit(99)")
-        feature = {"pythonClassName": "evil.Image", "jsonFeature": {"json": "{}"}}
-        features = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
-        features |= {"featuresDict": {"features": {"image": feature}}}
-        (version / "features.json").write_text(json.dumps(features))
-        (version / "dataset_info.json").write_text(json.dumps({"name": "faces", "version": "1.0.0", "splits": []}))
-        return of_data(dataset="faces", data_dir=str(folder / "tfds"))(folder)
+    def imported(place: str = "tfds", file: str = "features.json", dataset: str = "faces") -> Make:
+        def make(folder: Path) -> list[str]:
+            version = folder / place / "faces" / "1.0.0"
+            version.mkdir(parents=True)
+            (folder / "evil.py").write_text("raise SystemExit(99)")
+            feature = {"pythonClassName": "evil.Image", "jsonFeature": {"json": "{}"}}
+            features = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"}
+            features |= {"featuresDict": {"features": {"image": feature}}}
+            described = {"name": "faces", "version": "1.0.0", "splits": []}
+            (version / "features.json").write_text(json.dumps(features if file == "features.json" else {}))
+            described |= {} if file == "features.json" else {"features": features}
+            (version / "dataset_info.json").write_text(json.dumps(described))
+            return of_data(dataset=dataset, data_dir=str(folder / place))(folder)
 
-    yield Case("evaluate: a data set that imports", imported, ("evil",), "evaluate")
+        return make
+
+    yield Case("evaluate: a data set that imports", imported(), ("evil",), "evaluate")
+    yield Case("evaluate: one in a folder like a pattern", imported("x[1]"), ("evil",), "evaluate")
+    yield Case("evaluate: one by another name", imported(dataset="Faces"), ("evil",), "evaluate")
+    yield Case("evaluate: one in its other file", imported(file="dataset_info.json"), ("evil",), "evaluate")
+    yield Case("evaluate: one beside the data set", imported(dataset="faces/.."), ("faces/..",), "evaluate")
 
 
 def checkpoint_cases() -> Iterator[Case]:

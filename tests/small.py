@@ -23,7 +23,7 @@ def game(rate):
     return Game({"one": Player(lambda key, batch: ({"x": jnp.ones(())}, {}), optax.sgd(rate))}, (Move("one", loss),))
 
 
-def run(workdir, rate=0.1, sample=None, evaluate=None, **options):
+def run(workdir, rate=0.1, sample=None, evaluate=None, best=None, **options):
     base = Common(
         workdir=str(workdir), batch_size=2, steps=20, steps_per_call=5, checkpoint_every=10, tensorboard=False
     )
@@ -42,4 +42,5 @@ def run(workdir, rate=0.1, sample=None, evaluate=None, **options):
         about={},
         sample=sample,
         evaluate=evaluate,
+        best=best,
     )

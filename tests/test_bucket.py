@@ -11,7 +11,7 @@ import pytest
 from etils.epath import backend
 
 from experiments import evaluate, generate
-from jaxgan import checkpoint, files, report, workdir
+from jaxgan import checkpoint, files, report, shelf, workdir
 from jaxgan.errors import InputError, StorageFault
 from tests import bucket, small
 from tests.runs import here, lines, same_run
@@ -128,7 +128,7 @@ def test_signs_of_life(there, monkeypatch):
 
 def test_unfinished_and_damaged_checkpoints(store, there, tmp_path, caplog):
     small.run(RUN)
-    marker = there / "checkpoints/20" / checkpoint.WHOLE
+    marker = there / "checkpoints/20" / shelf.WHOLE
     assert marker.exists()
     marker.unlink()
     assert checkpoint.Checkpoints(f"{RUN}/checkpoints").steps == [10]

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgan import checkpoint, report, workdir
+from jaxgan import checkpoint, files, report, workdir
 from jaxgan.errors import Diverged, InputError, Preempted, StorageFault
 from jaxgan.preemption import Preemption
 from tests import chaos, small
-from tests.runs import ROOT, TINY, same_run
+from tests.runs import ROOT, TINY, rows, same_run
 
 
 def test_rates_fall_at_a_rollback(tmp_path, capfd):
@@ -42,10 +42,13 @@ def test_rates_fall_at_a_rollback(tmp_path, capfd):
     assert rows[step // 5]["one/loss"] == pytest.approx(expected, rel=1e-3)
     first = jax.random.key_data(small.game(0.1).init(jax.random.key(0), None).key)
     assert (jax.random.key_data(state.key) != first).any()
-    # A run that went back is continued at the lower rate: killed and resumed, it ends in the same bits.
-    small.run(tmp_path / "parts", rate=2.5, steps=200, on_nonfinite="rollback")
-    small.run(tmp_path / "parts", rate=2.5, steps=300, on_nonfinite="rollback")
-    same_run(tmp_path / "parts", tmp_path / "run")
+    assert "stands" not in err and "after the checkpoint of step 110, which is moved aside; back to step 100" in err
+    # A run that went back is continued at the lower rate: killed and resumed, it ends in the same bits. So does one
+    # that is resumed before it went back: the checkpoint it goes on from has led nowhere yet.
+    for name, first in {"after": 200, "before": 110}.items():
+        small.run(tmp_path / name, rate=2.5, steps=first, on_nonfinite="rollback")
+        small.run(tmp_path / name, rate=2.5, steps=300, on_nonfinite="rollback")
+        same_run(tmp_path / name, tmp_path / "run")
 
 
 def test_rollbacks_have_an_end(tmp_path):
@@ -98,10 +101,37 @@ def test_what_a_signal_interrupts_is_done_at_the_next_start(tmp_path, capfd):
     with pytest.raises(Preempted, match="before a new step"):  # and again
         small.run(tmp_path / "run", evaluate=signalled(signal.SIGTERM), **options)
     capfd.readouterr()
-    small.run(tmp_path / "run", evaluate=figure, **options)
-    assert "trained 10 steps" in capfd.readouterr().out
+    for said in ("trained 10 steps", "already trained for 10 steps"):
+        small.run(tmp_path / "run", evaluate=figure, **options)
+        assert said in capfd.readouterr().out
     same_run(tmp_path / "run", tmp_path / "whole")
     assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["0000010.png"]
+
+
+def test_what_a_signal_interrupts_is_done_once_and_counts_for_the_best(tmp_path):
+    """Whether the run is killed before its next checkpoint or not, and if the best is the one that was interrupted."""
+    options = {"steps": 60, "eval_every": 10, "checkpoint_every": 20, "keep": 1, "best": "max:eval/x"}
+
+    def killed(state):
+        if int(state.step) == 30:
+            raise KeyError("killed")
+        return figure(state)
+
+    small.run(tmp_path / "whole", evaluate=figure, **options)
+    interrupted = {**options, "eval_every": 20}
+    with pytest.raises(Preempted, match="at step 20, saved"):
+        small.run(tmp_path / "run", evaluate=signalled(signal.SIGTERM), **interrupted)
+    saved = tmp_path / "run" / "checkpoints"
+    assert checkpoint.describe(saved, 20)["metrics"] == {}
+    with pytest.raises(KeyError):
+        small.run(tmp_path / "run", evaluate=killed, **options)
+    whole = checkpoint.describe(tmp_path / "whole" / "checkpoints", 20)["metrics"]
+    assert checkpoint.describe(saved, 20)["metrics"] == whole != {}
+    (saved / "20" / "later.json").write_text("{")  # as if it were killed before: the row, which is there, comes anew
+    small.run(tmp_path / "run", evaluate=figure, **options)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [str(step) for step in range(5, 61, 5)]
+    for run in ("run", "whole"):
+        assert checkpoint.Checkpoints(tmp_path / run / "checkpoints").steps == [20, 60]
 
 
 def test_a_run_killed_after_a_rollback_goes_the_same_way(tmp_path):
@@ -179,6 +209,19 @@ def test_half_a_row_is_not_left_behind(tmp_path, monkeypatch):
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         log.log(2, 2, {"loss": 0.25})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_small_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Or a loss of power may leave an empty one."""
+    seen = []
+
+    def fsync(number):
+        seen.extend((path.name[:12], path.read_bytes()) for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write(tmp_path / "config.json", "{}")
+    files.write(tmp_path / "large", bytes(files.SMALL + 1))
+    assert seen == [(".config.json", b"{}")] and (tmp_path / "config.json").read_text() == "{}"
 
 
 def test_one_run_a_directory(tmp_path):

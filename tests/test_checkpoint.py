@@ -120,6 +120,19 @@ def test_wrong_use_is_one_line(tmp_path):
         Checkpoints(tmp_path / "file" / "c").save(1, make())
 
 
+def test_a_checkpoint_without_its_table_does_not_stand(tmp_path):
+    """As Orbax leaves it, with no word, where the path matches no file when it is taken for a pattern."""
+    with Checkpoints(tmp_path / "plain", keep=2) as saved:
+        saved.save(1, make())
+    shutil.copytree(tmp_path / "plain", tmp_path / "r1=[0.3]")
+    with Checkpoints(tmp_path / "r1=[0.3]") as saved:
+        assert saved.restore(make())[0] == 1
+        saved.save(2, make())
+        with pytest.raises(StorageFault, match=r"step 2 .*without state/manifest.*of step 1 stands"):
+            saved.wait()
+        assert saved.steps == [1]
+
+
 def test_state_may_be_donated_at_once(tmp_path):
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
     state = {"a": jnp.zeros(3_000_000), "b": jnp.zeros(3_000_000, jnp.int32)}

@@ -1,12 +1,14 @@
 """Folders with more in them than good images: what is refused, what is passed over, what is left out on request."""
 
+import contextlib
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgan import data, folders, images
+from experiments import image
+from jaxgan import data, folders, images, loop
 from jaxgan.errors import InputError
 from tests.malformed_data import encoded, png
 from tests.runs import TINY, compile_quickly, here
@@ -26,12 +28,13 @@ def faces(tmp_path):
 
 
 def spoil(faces):
-    """Four ways to be no image, and the names in order; of `c` nothing is left."""
+    """Four ways to be no image, and the names in order."""
     (faces / "a" / "00.png").write_bytes(b"")
     whole = (faces / "a" / "03.png").read_bytes()
     (faces / "a" / "03.png").write_bytes(whole[:60])  # its header is whole
     os.mkfifo(faces / "b" / "99.png")
     (faces / "aa").mkdir()
+    (faces / "aa" / "0.png").write_bytes(encoded(size=(5, 6)))
     (faces / "aa" / "1.png").write_bytes(png(60_000, 60_000))
     return ["a/00.png", "a/03.png", "aa/1.png", "b/99.png"]
 
@@ -50,27 +53,26 @@ def test_bad_images_are_left_out_on_request(faces, tmp_path, monkeypatch, capsys
     seen = counted(monkeypatch)
     options = {"skip_bad": True, "cache": tmp_path / "cache"}
     source = data.load(f"folder:{faces}", **options)
-    assert len(seen) == 21  # all but the pipe: the empty one and the bomb in vain
+    assert len(seen) == 22  # all but the pipe: the empty one and the bomb in vain
     assert [line.partition(":")[0] for line in source.skipped] == bad
     said = capsys.readouterr().err
-    assert said.startswith("left out 4 of the 22 images of folder:") and all(name in said for name in bad)
-    # The classes are those of the names, so that none has another number for a file that is gone.
-    assert source.class_names == ("a", "aa", "b") and source.num_examples == 18
+    assert said.startswith("left out 4 of the 23 images of folder:") and all(name in said for name in bad)
+    assert source.class_names == ("a", "aa", "b") and source.num_examples == 19
     found, rest = data.read_all(source), np.delete(np.arange(20), [0, 3])
-    np.testing.assert_array_equal(found["image"], whole["image"][rest])
-    np.testing.assert_array_equal(found["label"], 2 * whole["label"][rest])
+    np.testing.assert_array_equal(np.delete(found["image"], 8, 0), whole["image"][rest])
+    np.testing.assert_array_equal(np.delete(found["label"], 8), 2 * whole["label"][rest])
     # Known the next time, until a file changes.
     del seen[:]
     assert data.load(f"folder:{faces}", **options).skipped == source.skipped and not seen
     capsys.readouterr()
     (faces / "a" / "00.png").write_bytes((faces / "a" / "01.png").read_bytes())
-    assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 21
+    assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 22
     # A list that is damaged is made again.
     (file,) = (tmp_path / "cache").glob("*.checked")
     for content in (b"", b"[]", b'{"identity": 1}', bytes(range(256))):
         del seen[:]
         file.write_bytes(content)
-        assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 21
+        assert len(data.load(f"folder:{faces}", **options).skipped) == 3 and len(seen) == 22
 
 
 def test_a_good_folder_loses_nothing(faces, capsys):
@@ -85,6 +87,70 @@ def test_most_cannot_be_left_out(faces):
         data.load(f"folder:{faces}", skip_bad=True)
     (faces / "a" / "00.png").write_bytes(encoded(size=(5, 6)))
     assert data.load(f"folder:{faces}", skip_bad=True).num_examples == 10
+
+
+def test_a_class_does_not_lose_all_its_images(faces):
+    for path in (faces / "b").iterdir():
+        path.write_bytes(b"")
+    for i in range(10):
+        (faces / "a" / f"more{i}.png").write_bytes(encoded(size=(5, 6)))
+    with pytest.raises(InputError, match=r"no image of class 'b' .* can be read, such as b/10\.png: it is empty; mend"):
+        data.load(f"folder:{faces}", skip_bad=True)
+
+
+def filled(folder, *names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(encoded())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names, read",
+    {
+        "train bus car": "train bus car",
+        "train/bus train/car val/bus": "bus car",
+        "train/good test/good test/bad ground_truth/bad": "",  # as MVTec AD has them
+        "train/a train/b": "a b",
+        "train/a train/b .old/c": "a b",
+    }.items(),
+)
+def test_a_class_may_be_called_train(names, read, tmp_path, capsys):
+    filled(tmp_path, *names.split())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "of.txt").write_text("no image")
+    assert data.load(f"folder:{tmp_path}").class_names == tuple(sorted(read.split()))
+    assert bool(capsys.readouterr().err) == (read == "train bus car")
+
+
+def test_what_is_passed_over_is_counted(faces, capsys):
+    for i in range(10):
+        (faces / "a" / f"{i}.BMP").write_bytes(b"")
+    (faces / "LICENSE").write_text("")
+    assert data.load(f"folder:{faces}").num_examples == 20
+    said = f"passed over 11 files of folder:{faces} that do not end in .png, .jpg, .jpeg, .webp"
+    assert capsys.readouterr().err == f"{said} (most: 10 .bmp, 1 without an ending)\n"
+
+
+@pytest.mark.parametrize(
+    "names, place, split, inside",
+    [
+        ("a b", "out", "train", True),
+        ("a b", "", "train", True),
+        ("a b", ".out", "train", False),
+        ("a b", "../out", "train", False),
+        ("train", "out", "train", True),
+        ("train test", "out", "train", False),
+        ("train test", "train/out", "train", True),
+        ("x y", "out", "x", False),
+    ],
+)
+def test_a_run_in_its_own_data_is_refused(names, place, split, inside, tmp_path, monkeypatch):
+    filled(tmp_path / "own", *names.split())
+    monkeypatch.chdir(tmp_path / "own")
+    config = image.Config(workdir=place or ".", dataset="folder:.", split=split)
+    with pytest.raises(InputError, match="lies in --dataset=folder:") if inside else contextlib.nullcontext():
+        loop.check(config)
 
 
 def test_a_run_names_in_a_file_what_it_left_out(faces, tmp_path, capfd):
@@ -123,7 +189,7 @@ def test_names_of_any_letters_are_read(tmp_path):
     visible = sorted([*names, "back\\slash.png", os.fsdecode(b"\xff\xfe.png")])
     for i, name in enumerate([*visible, "..png"]):
         (tmp_path / name).write_bytes(png(1, 1, bytes([0, i])))
-    assert folders.list_images(tmp_path) == (visible, {})
+    assert folders.list_images(tmp_path) == (visible, {}, {})
     found = data.read_all(data.load(f"folder:{tmp_path}", cache=tmp_path / "cache", skip_bad=True))["image"]
     assert found.ravel().tolist() == list(range(len(visible)))
 

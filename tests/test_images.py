@@ -54,6 +54,9 @@ def test_pixels_of_unusual_files():
     turned = encode(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), exif=exif)
     assert images.measure(io.BytesIO(turned)) == (3, 2, 1)
     np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
+    exif[images.ORIENTATION] = 9  # there is no such way to hold it
+    odd = encode(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), exif=exif)
+    assert images.measure(io.BytesIO(odd)) == (2, 3, 1) == images.decode(odd, None, 1).shape
 
 
 def by_plugins(data, channels):
@@ -128,6 +131,11 @@ def test_what_shines_through_is_white():
     np.testing.assert_allclose(corner(encode(Image.new("LA", (2, 2), (100, 128))), 1), 100 * 128 / 255 + 127, atol=1)
     assert corner(encode(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))) == [255, 255, 255]
     assert corner(encode(Image.new("RGBA", (2, 2), (7, 8, 9, 0)), "WEBP", lossless=True)) == [255, 255, 255]
+    for clear, seen in ((0x1234, 255), (0x1235, 0x12)):  # of 16 bits a pixel
+        for colour, n in ((0, 1), (2, 3)):
+            data = png(1, 1, b"\0" + n * b"\x12\x34", bits=16, colour=colour, clear=n * clear.to_bytes(2))
+            if n == 1 or seen == 255:  # of colours Pillow reads the upper 8
+                assert corner(data) == 3 * [seen] and corner(data, 1) == [seen]
 
 
 def test_of_an_animation_the_first_frame_is_seen():

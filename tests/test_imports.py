@@ -79,12 +79,14 @@ RUN = (
     "jaxgan.parallel",
     "jaxgan.hosts",
     "jaxgan.checkpoint",
+    "jaxgan.shelf",
     "jaxgan.leaves",
     "jaxgan.report",
     "jaxgan.trained",
     "jaxgan.config",
     "jaxgan.workdir",
     "jaxgan.preemption",
+    "jaxgan.play",
 )
 DATA = (
     "jaxgan.data",
@@ -119,6 +121,7 @@ WALLS = {
     "jaxgan.report": ("jaxgan.models", "jaxgan.metrics", "jaxgan.loop", *GAME, *DATA),
     "jaxgan.hosts": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN[:2], *RUN[3:], *DATA),
     "jaxgan.loop": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:]),
+    "jaxgan.play": ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME[1:]),
     "jaxgan.metrics": (*GAME, *RUN),
     **dict.fromkeys(DATA, ("jaxgan.models", "jaxgan.metrics", "jaxgan.layers", *GAME, *RUN)),
 }

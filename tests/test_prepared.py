@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import shutil
 import types
@@ -163,6 +164,21 @@ def test_the_identity_of_a_prepared_set(prepared_digits, tmp_path):
     again = sources.Kept(dataclasses.replace(source, read=None), tmp_path / "digits.decoded").whole()
     np.testing.assert_array_equal(first["image"], again["image"])
     np.testing.assert_array_equal(first["label"], again["label"])
+
+
+@pytest.mark.parametrize("versions", ["1.0.0", "small/1.0.0", "1.0.0/1.0.0"])
+def test_what_lies_in_the_folder_of_tfds_itself_runs_no_code(versions, monkeypatch, tmp_path):
+    from tensorflow_datasets.core import constants
+
+    monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "home[1]"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evilmod.py").write_text("raise SystemExit(99)")
+    (tmp_path / "home[1]" / "faces" / versions).mkdir(parents=True)
+    file = tmp_path / "home[1]" / "faces" / versions / "features.json"
+    file.write_text(json.dumps({"type": "evilmod.Image", "content": {}}))
+    file.with_name("dataset_info.json").write_text(json.dumps({"name": "faces", "version": "1.0.0"}))
+    with pytest.raises(InputError, match=r"features\.json' names 'evilmod.Image', which is code outside"):
+        prepared.find(f"faces/{versions.partition('/')[0]}" if "/" in versions else "faces", None)
 
 
 def test_files_that_are_not_the_originals(monkeypatch, tmp_path):

@@ -69,6 +69,11 @@ def test_truncate(tmp_path, caplog):
     truncate(tmp_path, 3)
     assert rows(tmp_path) == before[:3]
     assert len(caplog.records) == 1 and "line 6" in caplog.text
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(whole.replace(b'"loss"', b'"l\xf3ss"', 1) + b'{"step": 3}\x85\n')
+    truncate(tmp_path, 3)
+    assert rows(tmp_path) == before[1:3] and "line 1 is" in caplog.text and "line 4" in caplog.text
+    (tmp_path / "metrics.jsonl").write_bytes(whole)
     with Report(tmp_path, total_steps=9, batch_size=1, start_step=3, tensorboard=False, bar=False) as run:
         run.log(4, 4, {"loss": 4 / 3})
     assert [row["loss"] for row in rows(tmp_path)] == [row["loss"] for row in before[:4]]

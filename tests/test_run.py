@@ -300,6 +300,8 @@ REFUSED = {
     "a file as work directory": ("--workdir={}/words.txt", "words.txt"),
     "a file above the work directory": ("--workdir={}/words.txt/run", "words.txt"),
     "a name too long for a directory": ("--workdir={}/" + 300 * "x", "xxx"),
+    "a pattern as work directory": ("--workdir={}/r1=[0.3,0.03]", "r1=[0.3,0.03]", "'['"),
+    "a pattern above the work directory": ("--workdir={}/a\\b*/run", "'*'"),
     "work directory of another config": ("--workdir={}/other --batch_size=16 --loss=hinge", "16", "hinge", "other"),
     "checkpoints of unknown config": ("--workdir={}/loose", "loose", "config.json"),
     "metrics of unknown config": ("--workdir={}/notes", "notes", "config.json"),

@@ -135,7 +135,7 @@ def test_a_remote_folder_is_walked_like_a_local_one(tmp_path):
         save(tmp_path / name, np.zeros((2, 2), np.uint8))
     (tmp_path / "notes.txt").write_text("no image")
     expected = ["a/1.png", "a/deep/2.JPG", "b/3.webp"]
-    assert folders.list_images(tmp_path) == folders.list_images(Remote(tmp_path)) == (expected, {})
+    assert folders.list_images(tmp_path) == folders.list_images(Remote(tmp_path)) == (expected, {}, {".txt": 1})
 
 
 def test_a_folder_without_classes_and_one_with_splits(tmp_path):

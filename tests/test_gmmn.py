@@ -13,7 +13,7 @@ from scipy.stats import kstest, multivariate_normal
 
 import jaxgan
 from experiments import gmmn
-from jaxgan import data, loop
+from jaxgan import data, play
 from jaxgan.metrics import parzen
 from jaxgan.models.gmmn import Autoencoder, Generator
 from tests import runs
@@ -123,7 +123,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, capfd, monkeypatch):
 
     for title in ("autoencoder", "gen"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(loop, "stop_if_diverged", kill_after(title, 10))
+            patch.setattr(play, "stop_if_diverged", kill_after(title, 10))
             here(capfd, *TINY, f"--workdir={tmp_path / 'run'}")
     code, _, err = here(capfd, *TINY, f"--workdir={tmp_path / 'run'}")
     assert code == 0 and "at step 10" in err

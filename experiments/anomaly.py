@@ -13,9 +13,10 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
-from jaxgan.flags import option
+from jaxgan.flags import Need, option
 from jaxgan.game import Game, State
 from jaxgan.metrics import detection
 from jaxgan.several import each, several
@@ -41,6 +42,10 @@ OWN = re.compile(r"sheet\.png|\d{4,}-\d{6,}\.png")  # what this script writes in
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
+    needs: ClassVar[Mapping[str, Need]] = anomaly_scores.NEEDS | {
+        "test_split": Need(lambda c: c.normal, "without --normal, the class that is normal")
+    }
+
     mode: str = option("fit", "fit: train on normal images; score: look at others", ("fit", "score"), resumable=True)
     method: str = option("joint", "a module of jaxgan/anomaly, or your own: joint, fanogan, bigan, ganomaly, pkg.mine")
     normal: str = option("all", "the class that is normal, by name or number; all: each in turn; empty: all images are")
@@ -85,7 +90,6 @@ def check(config: Config) -> None:
     anomaly_scores.check(config, ("width", "latent", "seeds", "gan_steps", "num_heatmaps"), folders=("heatmaps",))
     if config.gan_steps >= 2**31:
         raise InputError(f"--gan_steps={config.gan_steps}: expected at most {2**31 - 1:,}")
-    anomaly_scores.refuse(config, anomaly_scores.UNUSED)
 
 
 def main(config: Config) -> None:
@@ -129,7 +133,8 @@ def tasks(config: Config) -> list[Task]:
     if not config.normal or source.num_classes == 0:
         if config.normal not in ("", "all"):
             raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
-        anomaly_scores.refuse(config, {"nothing is measured without a class that is normal": ("test_split",)})
+        if config.test_split:
+            print(f"nothing is measured on --test_split={config.test_split}: no class is normal", file=sys.stderr)
         return [_task(config, "", source, rows, None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")

@@ -1,9 +1,8 @@
 """What scoring images (experiments/anomaly.py) and rows of tables (experiments/anomaly_table.py) have in common."""
 
 import csv
-import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,20 @@ import numpy as np
 from jaxgan import files
 from jaxgan.anomaly.calibration import Calibration
 from jaxgan.errors import InputError
+from jaxgan.flags import Need
 
-# Flags of every experiment that change nothing in either script: {why: names}.
-UNUSED = {
-    "networks and losses are those of --method": ("model", "loss"),
-    "nothing is evaluated on the way": ("eval_every", "eval_samples"),
-}
+
+def never(why: str, *names: str) -> dict[str, Need]:
+    """Of flags of every experiment that change nothing here, so that none is of use but 0."""
+
+    def zero(name: str) -> Callable[[Any], bool]:
+        return lambda config: not getattr(config, name)
+
+    return {name: Need(zero(name), why) for name in names}
+
+
+NEEDS = never("here: networks and losses are those of --method", "model", "loss")
+NEEDS |= never("here: nothing is evaluated on the way", "eval_every", "eval_samples")
 
 
 def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> None:
@@ -43,16 +50,6 @@ def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> 
         raise InputError(f"--out={config.out}: expected a name that ends in .csv, as in --mode=score --out=scores.csv")
     for name in given:
         files.destination(f"--{name}", getattr(config, name), config.overwrite, folder=name in folders)
-
-
-def refuse(config: Any, unused: Mapping[str, Sequence[str]]) -> None:
-    """Raises InputError for one of these flags, {why it changes nothing: names}, unless it is 0 or its default."""
-    names = {name: why for why, names in unused.items() for name in names}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in names and value not in (field.default, 0):
-            flag, why = f"--{field.name}", names[field.name]
-            raise InputError(f"{flag}={value} has no effect: {why}; expected none, or {flag}={field.default}")
 
 
 def write(

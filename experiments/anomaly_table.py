@@ -15,9 +15,9 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,22 +30,23 @@ from jaxgan.anomaly.tabular import Detector
 from jaxgan.config import Common
 from jaxgan.encoding import Encoding
 from jaxgan.errors import InputError
-from jaxgan.flags import option
+from jaxgan.flags import Need, option
 from jaxgan.metrics import detection
 from jaxgan.several import each, several
 from jaxgan.tables import Table
 
 LEAST = 10  # rows to train on, and to hold out
 SEEN = 10_000  # training rows that say how large residuals are
-UNUSED = anomaly_scores.UNUSED | {  # {why: flags}
-    "it is for images": ("split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images", "mirror"),
-    "nothing is drawn on the way": ("sample_every",),
-}
+IMAGES = ("split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images", "mirror")
+NEEDS = anomaly_scores.NEEDS | anomaly_scores.never("here: it is for images", *IMAGES)
+NEEDS |= anomaly_scores.never("here: nothing is drawn on the way", "sample_every")
 LATENT = 32  # dimensions of the latent, at most, where none are asked for: half as many as columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
+    needs: ClassVar[Mapping[str, Need]] = NEEDS
+
     mode: str = option(
         "fit",
         "fit: train on normal rows; score: look at others; benchmark: measure beside scikit-learn",
@@ -93,7 +94,6 @@ def check(config: Config) -> None:
         raise InputError(f"--latent={config.latent}: expected at least 1, or 0 for half of the columns")
     if config.dataset != Common.dataset:
         raise InputError(f"--dataset={config.dataset} is for images; expected --table=FILE")
-    anomaly_scores.refuse(config, UNUSED)
     if not config.table or (len(config.table) > 1 and config.mode != "benchmark"):
         raise InputError(f"--table={','.join(config.table)}: expected one; only --mode=benchmark takes several")
     if config.test_table and (config.mode == "score" or len(config.table) > 1):

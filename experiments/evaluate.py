@@ -102,8 +102,12 @@ class Real:
     test: Callable[[], data.Source]
 
     @functools.cached_property
+    def held_out(self) -> data.Source:
+        return self.test()
+
+    @functools.cached_property
     def tested(self) -> dict[str, np.ndarray]:
-        source = self.test()
+        source = self.held_out
         rows = np.random.default_rng(0).permutation(source.num_examples)[:TESTED]
         found = source.read(rows)
         return found if source.num_classes > 1 else {"image": found["image"]}
@@ -223,7 +227,8 @@ def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
     network = embed.named(config.features, source, found, loop.cache_dir(), config.inception_weights, config.resize)
     made = reference(network, source, config.reference_images, loop.cache_dir(), devices)
     read = functools.partial(load, config, stored, name)
-    test = functools.partial(sources.held_out, read, source, split, config.test_split)
+    # The split that the run was trained on; what made other images, nobody knows.
+    test = functools.partial(sources.held_out, read, source, own, config.test_split, labelled=False)
     return Real(source, network, made, test)
 
 
@@ -258,6 +263,7 @@ def accuracy_score(real: Real, samples: Samples, subject: Subject, seed: int) ->
     test = real.tested
     if "label" not in test:
         raise InputError("metric 'cas' needs labels of the test images; those of --test_split have none")
+    sources.check_classes(real.held_out, real.source)
     found = cas.score(samples.images, samples.labels, test["image"], test["label"], real.source.num_classes, seed)
     return {"cas": found.accuracy}
 

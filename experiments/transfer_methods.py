@@ -92,7 +92,7 @@ def origin(run: epath.PathLike, step: int | None, allow: bool) -> Origin:
         for missing in sorted({"conditional", "disc_steps", "optimizer"} - {n.removeprefix("no") for n in names}):
             raise ValueError(f"it lacks --{missing}")
         own = [x for x, name in zip(lines, names, strict=True) if {name, name.removeprefix("no")} & known]
-        config = flags.parse(image.Config, {}, own)
+        config = flags.parse(image.Config, {}, own, typed=())
     except (OSError, ValueError) as error:
         raise InputError(f"the flags.txt of {str(run)!r} is not that of a run of experiments.image: {error}") from None
     if ":" in config.loss and not allow:

@@ -128,10 +128,13 @@ class Checkpoints:
         hosts.agree(self._amend, step, metrics, more)
 
     def _amend(self, step: int, metrics: Mapping[str, float], more: Mapping[str, Any]) -> None:
-        with files.faults(self._directory):
-            self._tidy()
-            shelf.amend(self._directory / str(step), _finite(metrics), more)
-            self._prune()
+        try:
+            with files.faults(self._directory):
+                self._tidy()
+                shelf.amend(self._directory / str(step), _finite(metrics), more)
+                self._prune()
+        except OSError as error:
+            raise StorageFault(f"cannot amend the checkpoint of step {step}: {error.strerror or error}") from None
 
     def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.

@@ -15,7 +15,6 @@ from etils import epath
 
 from jaxgan.errors import Ending, InputError
 
-SMALL = 2**22  # bytes
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}  # what opens them, where TensorFlow is not there to do it
 
 
@@ -165,10 +164,11 @@ def check_room(folder: epath.Path, wanted: int) -> None:
 def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
     """Writes `data` beside `path`, then moves it there: whoever reads sees the old file or the new one, never half.
 
-    After a loss of power too, if it is `SMALL`: what is larger can be made again, and would take its time.
+    After a loss of power too, if it is text: pictures can be made again, and waiting for each would take its time.
     On Google Cloud Storage an object appears only when its upload is complete, so it is written in place.
     """
     path = epath.Path(path)
+    text = isinstance(data, str)
     data = data.encode() if isinstance(data, str) else data
     if is_remote(path):
         with faults(path):
@@ -180,7 +180,7 @@ def write(path: epath.PathLike, data: str | bytes | memoryview) -> None:
         with pathlib.Path(part).open("wb") as file:
             file.write(data)
             file.flush()
-            if memoryview(data).nbytes <= SMALL:
+            if text:
                 os.fsync(file.fileno())
         part.replace(path)
     finally:

@@ -54,12 +54,15 @@ def option(default: Any, help: str, choices: Sequence[str] = (), resumable: bool
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "resumable": resumable})
 
 
-def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = "") -> Any:
+def parse(
+    config_class: type, presets: Presets, argv: Sequence[str], doc: str = "", typed: Sequence[str] | None = None
+) -> Any:
     """A `config_class` from `argv`, the arguments after the program's name.
 
     A flag that is given, on the command line or in a `--flagfile`, wins over the preset; the preset over the default.
     `--helpshort` (`--help`, `-h`) prints `doc`, the presets and the flags, and leaves by `SystemExit(0)`. Raises
     `InputError` for a flag, value or preset that is wrong, a left-over argument, and a preset that fits no flags.
+    typed: those of the arguments that somebody typed, by default all: of these each must be of some use.
     """
     kinds = _kinds(config_class)
     rows = {name: _preset(name, row, kinds) for name, row in presets.items()}
@@ -91,7 +94,7 @@ def parse(config_class: type, presets: Presets, argv: Sequence[str], doc: str = 
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
     config = config_class(**overrides)
-    _check_needs(config, argv)
+    _check_needs(config, argv if typed is None else typed)
     return config
 
 

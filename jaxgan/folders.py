@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from jaxgan import files, images
+from jaxgan import files, images, lastwords
 from jaxgan.errors import InputError, printable
 from jaxgan.sources import Source, fingerprint, first_line, reading
 
@@ -108,15 +108,21 @@ def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
 def is_split(root: epath.Path, split: str) -> bool:
     """Whether the sub-folder `split` is to be taken for the whole.
 
-    `train` is what is asked for where nothing is: a class if it lies beside other folders of images (a bus, a car), but
-    none that is called as a split.
+    `train` is what is asked for where nothing is, and may be a class (beside a bus and a car). Raises InputError for it
+    beside other folders of images of which none is called as a split (`test`, `val2017`).
     """
     if pathlib.PurePath(split).name != split or not (root / split).is_dir():
         return False
     beside = [path for path in root.iterdir() if path.name != split and not path.name.startswith(".") and path.is_dir()]
-    if split != "train" or any(path.name.lower() in SPLITS for path in beside):
+    if split != "train" or any(path.name.lower().startswith(SPLITS) for path in beside):
         return True
-    return not any(list_images(path)[0] for path in beside)
+    for path in sorted(beside):
+        if list_images(path)[0]:
+            raise InputError(
+                f"{root} has images in {split} and in {path.name}: two classes, or two splits? Expected "
+                f"folder:{root / split} for the one split, or another name for the class"
+            )
+    return True
 
 
 def reads(path: str, split: str, place: epath.PathLike) -> bool:
@@ -227,7 +233,7 @@ def tell(others: Others, name: str) -> None:
         kinds = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common(3))
         wanted = ", ".join(images.SUFFIXES)
         line = f"passed over {others.total():,} files of {name} that do not end in {wanted} (most: {kinds})"
-        print(printable(line), file=sys.stderr)
+        lastwords.say(printable(line), sys.stderr)
 
 
 # --- what cannot be read
@@ -277,4 +283,4 @@ def report(skipped: Sequence[str], total: int, name: str) -> None:
         )
     more = [f"and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else []
     lines = [f"left out {len(skipped)} of the {total} images of {name}:", *skipped[:LISTED], *more]
-    print("\n  ".join(map(printable, lines)), file=sys.stderr)
+    lastwords.say("\n  ".join(map(printable, lines)), sys.stderr)

@@ -170,10 +170,10 @@ class Watch:
             if waited is None or self._slowest is None:
                 continue
             if waited > max(self._seconds, SLOWER * self._slowest):
-                print(
+                say(
                     f"error: a device or a host of this run hangs (no call finished in {waited:.0f} s, --call_timeout)"
                     f"{_stands}: start it again, on all hosts",
-                    file=sys.stderr,
+                    sys.stderr,
                 )
                 exit_at_once(HOST_LOST)
             self._waited = waited + tick

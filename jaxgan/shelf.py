@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: which are there, which were moved aside, and what was found of one later."""
 
 import contextlib
+import fnmatch
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ MATCHED = "*?[]\\"  # Orbax matches names of files against the whole path, and s
 def check(directory: epath.PathLike, what: str) -> None:
     """Raises InputError for a path below which no checkpoint could be read again."""
     path = os.fspath(absolute(directory))
+    whole = fnmatch.fnmatchcase(path, path) and "\\" not in path
+    if whole and (absolute(directory) / "config.json").exists():
+        return  # a run that began there, and can be read
     for character in sorted(set(path) & set(MATCHED)):
         named = what if character in what else f"{what}, which is {path!r}"
         raise InputError(

@@ -298,7 +298,6 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
     image = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "one.npz", image=image, label=np.zeros(40, np.int64))
     np.savez(tmp_path / "few.npz", image=image[:5])
-    np.savez(tmp_path / "plain.npz", train_image=image, test_image=image)
     np.savez(tmp_path / "large.npz", image=np.zeros((40, 9, 9), np.uint8))
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed").mkdir()
@@ -319,18 +318,13 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (fit, f"--dataset=folder:{tmp_path}/mixed"): "--size",
         (
             fit,
-            f"--dataset=npz:{tmp_path}/plain.npz",
-            "--test_split=test",
-        ): "--test_split=test has no effect: nothing",
-        (
-            fit,
             "--normal=",
             "--test_split=test",
-        ): "is measured without a class that is normal; expected none, or --test_split=",
-        (fit, "--loss=hinge"): "--loss=hinge has no effect: networks and losses are those of --method; expected none",
-        (fit, "--model=mlp"): "--model=mlp has no effect",
-        (fit, "--eval_every=5"): "--eval_every=5 has no effect: nothing is evaluated on the way",
-        (fit, "--eval_samples=5"): "--eval_samples=5 has no effect",
+        ): "--test_split=test does nothing without --normal, the class that is normal",
+        (fit, "--loss=hinge"): "--loss=hinge does nothing here: networks and losses are those of --method",
+        (fit, "--model=mlp"): "--model=mlp does nothing here",
+        (fit, "--eval_every=5"): "--eval_every=5 does nothing here: nothing is evaluated on the way",
+        (fit, "--eval_samples=5"): "--eval_samples=5 does nothing here",
         (fit, "--method=jont"): "did you mean 'joint'",
         (fit, "--seeds=0"): "--seeds=0: expected at least 1",
         (fit, "--out=a.csv"): "is for --mode=score",

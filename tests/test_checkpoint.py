@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgan import checkpoint
+from jaxgan import checkpoint, shelf
 from jaxgan.checkpoint import Checkpoints, read
 from jaxgan.errors import InputError, StorageFault
 
@@ -300,3 +301,26 @@ def test_orbax_is_imported_when_it_is_needed(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_run_that_began_below_a_pattern_that_matches_itself_goes_on(tmp_path):
+    for name, refused in {"what?": False, "a*b": False, "r1=[0.3]": True, "a\\b": True}.items():
+        run = tmp_path / name
+        run.mkdir()
+        with pytest.raises(InputError, match="expected a path without"):
+            shelf.check(run, "a new run")
+        (run / "config.json").write_text("{}")
+        with pytest.raises(InputError) if refused else contextlib.nullcontext():
+            shelf.check(run, "a run that began")
+
+
+def test_a_full_disk_where_a_checkpoint_is_amended_is_a_fault_of_storage(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, {"w": np.ones(2)})
+        saved.wait()
+        monkeypatch.setattr(shelf, "amend", full)
+        with pytest.raises(StorageFault, match="cannot amend the checkpoint of step 1: No space left"):
+            saved.amend(1, {"fid": 1.0}, {"owed": None})

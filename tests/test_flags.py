@@ -187,6 +187,7 @@ def test_a_flag_without_use_is_refused_where_it_was_typed_for_a_new_run(tmp_path
     for argv in (["--lr=0.5"], ["--steps=1", "--lr=2e-4"], ["--steps=1", f"--flagfile={tmp_path}/old.txt"]):
         flags.parse(Needy, {}, argv)
     assert flags.parse(Needy, {"half": {"lr": 0.5}}, ["--preset=half", "--steps=1"]).lr == 0.5
+    assert flags.parse(Needy, {}, ["--steps=1", "--lr=0.5"], typed=()).lr == 0.5  # read from a run's flags.txt
     flags.write(Needy(steps=1, lr=0.5), tmp_path)
     assert flags.parse(Needy, {}, ["--steps=1", "--lr=0.5", f"--workdir={tmp_path}"]).lr == 0.5
 

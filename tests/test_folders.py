@@ -108,19 +108,25 @@ def filled(folder, *names):
 @pytest.mark.parametrize(
     "names, read",
     {
-        "train bus car": "train bus car",
+        "train/a train/b val2017/a": "a b",
         "train/bus train/car val/bus": "bus car",
         "train/good test/good test/bad ground_truth/bad": "",  # as MVTec AD has them
         "train/a train/b": "a b",
         "train/a train/b .old/c": "a b",
     }.items(),
 )
-def test_a_class_may_be_called_train(names, read, tmp_path, capsys):
+def test_train_is_a_split_or_a_class(names, read, tmp_path, capsys):
     filled(tmp_path, *names.split())
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "of.txt").write_text("no image")
     assert data.load(f"folder:{tmp_path}").class_names == tuple(sorted(read.split()))
-    assert bool(capsys.readouterr().err) == (read == "train bus car")
+    assert not capsys.readouterr().err
+
+
+def test_train_beside_other_images_may_be_either(tmp_path):
+    filled(tmp_path, "train", "bus", "car")
+    with pytest.raises(InputError, match="has images in train and in bus: two classes, or two splits"):
+        data.load(f"folder:{tmp_path}")
 
 
 def test_what_is_passed_over_is_counted(faces, capsys):

@@ -115,7 +115,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, capfd, monkeypatch):
         pass
 
     def kill_after(title, step):
-        def stop(stacked, game, first, checkpoints):
+        def stop(stacked, game, first):
             if game.moves[0].title == title and first >= step:
                 raise Killed
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import anomaly_scores, image
-from jaxgan import data, files, flags, loop, parallel, report, sources, workdir
+from jaxgan import data, files, flags, lastwords, loop, parallel, report, sources, workdir
 from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
 from jaxgan.config import Common
@@ -134,7 +134,7 @@ def tasks(config: Config) -> list[Task]:
         if config.normal not in ("", "all"):
             raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
         if config.test_split:
-            print(f"nothing is measured on --test_split={config.test_split}: no class is normal", file=sys.stderr)
+            lastwords.say(f"nothing is measured on --test_split={config.test_split}: no class is normal", sys.stderr)
         return [_task(config, "", source, rows, None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")

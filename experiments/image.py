@@ -5,6 +5,7 @@ python -m experiments.image --preset=dcgan_mnist --workdir=runs/mnist
 python -m experiments.image --preset=dcgan_celeba64 --dataset=folder:photos --workdir=runs/photos
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -17,12 +18,13 @@ import numpy as np
 import optax
 
 from experiments.image_check import NEEDS, check
-from experiments.image_evaluation import BEST, best, evaluation
-from experiments.image_presets import PRESETS
+from experiments.image_evaluation import BEST, best, evaluation, with_features
+from experiments.image_presets import EARLIER, PRESETS
 from jaxgan import (
     adversarial,
     augment,
     data,
+    files,
     flags,
     hosts,
     lastwords,
@@ -42,12 +44,13 @@ from jaxgan.errors import InputError
 from jaxgan.flags import option
 from jaxgan.game import Game, Move, Optimizer, State
 from jaxgan.metrics.diagnose import Diagnosis, batches_of, held_out
-from jaxgan.trained import Trained, network
+from jaxgan.trained import Trained, as_stored, network
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
     needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
+    earlier: ClassVar[Mapping[str, Mapping[str, Any]]] = EARLIER
 
     steps: int = option(4000, "training steps", resumable=True)
     classes: tuple[int, ...] = option((), "classes of the data set to train on, which become 0, 1, ...; empty: all")
@@ -81,6 +84,7 @@ class Config(Common):
     augment_probability: tuple[float, ...] = option((1.0,), "of an image: one value, or start,end")
     ada_target: float = option(0.0, "adapt that probability until E sign D(real) is this (ADA: 0.6); 0: do not")
     ada_images: float = option(500_000.0, "images in which an adaptive probability may rise from 0 to 1")
+    dequantize: bool = option(False, "real images are (v + u) / 128 - 1, v their bytes and u uniform noise in [0, 1)")
     instance_noise: tuple[float, ...] = option((), "its standard deviation: none, one value, or start,end")
     pack: int = option(1, "images that the discriminator judges at once (PacGAN)")
     unroll: int = option(0, "moves of the discriminator that the generator looks ahead (unrolled GAN)")
@@ -93,7 +97,11 @@ class Config(Common):
         "what evaluations measure, the best checkpoint by the first: modes is for stacked digits",
         tuple(BEST),
     )
-    features: str = option("classifier", "what fid, kid ... see: classifier, inception, pixels, pkg.module:name")
+    features: str = option(
+        "classifier",
+        "what fid, kid ... see: classifier, inception, pixels, pkg.module:name; auto: inception where its weights are, "
+        "else the classifier, with distance in place of fid",
+    )
     inception_weights: str = option("", "Inception's weights; empty: those in the cache folder", resumable=True)
     diagnose: bool = option(False, "say how the training does; a set without a test split holds out a tenth for it")
     accumulate: int = option(1, "micro-batches of a batch that does not fit in memory")
@@ -243,6 +251,7 @@ def trained(pair: adversarial.Pair, state: State) -> Trained:
 
 def main(config: Config) -> None:
     loop.setup(config)
+    config = with_features(config)
     loop.check(config)
     devices = parallel.devices_for(config.batch_size, config.devices)
     check(config, len(devices))
@@ -265,9 +274,30 @@ def main(config: Config) -> None:
 def playing(config: Config, source: data.Source) -> adversarial.Pair:
     """The networks for these images. Raises InputError for those that cannot play the game of `config`."""
     pair = networks(config, source.shape, source.num_classes)
+    if config.workdir:
+        pair = as_begun(pair, config.workdir)
     if config.path_length:
         pathlength.check(pair.generator)
     return pair
+
+
+def as_begun(pair: adversarial.Pair, workdir: str) -> adversarial.Pair:
+    """The pair as the run in `workdir`, if there is one, stored it: a network of an older version stays what it was."""
+
+    def stored() -> Any:
+        with contextlib.suppress(OSError):  # a name that no file can have
+            folder = files.reach(workdir)
+            return flags.read(folder).get("networks") if (folder / "config.json").exists() else None
+
+    with hosts.together():
+        networks = hosts.agree(stored)
+    if not isinstance(networks, dict):
+        return pair
+    return dataclasses.replace(
+        pair,
+        generator=as_stored(pair.generator, networks.get("generator")),
+        discriminator=as_stored(pair.discriminator, networks.get("discriminator")),
+    )
 
 
 def load(config: Config, split: str) -> data.Source:
@@ -306,6 +336,7 @@ def place(config: Config, source: data.Source, game: Game, devices: list[jax.Dev
         placement=config.placement,
         resident_gb=config.resident_gb,
         mirror=config.mirror,
+        dequantize=config.dequantize,
         read=read,
     )
 
@@ -321,6 +352,7 @@ def train(
 
     held: images that training does not see, for --diagnose.
     """
+    config = with_features(config)
     pair = playing(config, source)
     game = change(make_game(config, pair))
 

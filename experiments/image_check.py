@@ -29,7 +29,7 @@ NEEDS = {
         lambda c: any(name in METRICS for name in c.metrics),
         "without a metric of features, for example --metrics=fid: distance and modes have classifiers of their own",
     ),
-    "inception_weights": Need(lambda c: c.features == "inception", "without --features=inception"),
+    "inception_weights": Need(lambda c: c.features in ("inception", "auto"), "without --features=inception"),
     "augment_probability": Need(
         lambda c: c.augment and not c.ada_target, "without --augment, or with --ada_target, which adapts it"
     ),

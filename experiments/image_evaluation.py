@@ -1,5 +1,7 @@
 """What `experiments.image` measures of a state during training: --metrics on the averaged generator, and --diagnose."""
 
+import contextlib
+import dataclasses
 import functools
 import math
 import sys
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jaxgan import data, hosts, loop, memory
+from jaxgan import data, files, flags, hosts, loop, memory
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -18,11 +20,44 @@ from jaxgan.metrics import judge as quality
 from jaxgan.metrics.diagnose import Diagnosis
 from jaxgan.metrics.measure import METRICS
 from jaxgan.metrics.reference import Reference, reference
+from jaxgan.models import inception as published
 from jaxgan.trained import Trained
 
 # --metrics, and the figure that tells the best checkpoint by each; None: it cannot.
 BEST: dict[str, str | None] = {"distance": "distance", "modes": "reverse_kl"}
 BEST |= {name: metric.best for name, metric in METRICS.items()}
+
+
+def with_features(config: Any) -> Any:
+    """The config with what --features=auto stands for: what the run in --workdir began with, or what is there now.
+
+    Inception, where the file of its weights is there. Else the data set's own classifier, in whose features a distance
+    is no FID: `distance` takes its place among --metrics.
+    """
+    if config.features != "auto":
+        return config
+    with hosts.together():
+        inception = hosts.agree(_takes_inception, config)
+    if inception:
+        return dataclasses.replace(config, features="inception")
+    metrics = tuple("distance" if name == "fid" else name for name in config.metrics)
+    return dataclasses.replace(config, features="classifier", metrics=metrics)
+
+
+def _takes_inception(config: Any) -> bool:
+    with contextlib.suppress(OSError, InputError):  # no run yet, or one that `flags.check_same` says more of
+        if config.workdir:
+            return flags.read(files.reach(config.workdir))["config"].get("features") == "inception"
+    place = published.file(config.inception_weights or None, loop.cache_dir())
+    if config.inception_weights or (place and place.exists()):
+        return True
+    if config.eval_every and "fid" in config.metrics:
+        hosts.tell(
+            f"Inception's weights are not at {place}: distance is measured in place of FID, and chooses the best "
+            "checkpoint; the file is in the release fid_weights of the pytorch-fid project",
+            sys.stderr,
+        )
+    return False
 
 
 def check(config: Any, source: data.Source) -> None:

@@ -75,11 +75,14 @@ TRAINED: Rows = {
     "dcgan_celeba64": {"dataset": "celeb_a", "size": "64", "mirror": True, "steps": 20_000, "batch_size": 128},
 }
 
-# Residual networks, spectrally normalised: arXiv:1802.05957, appendix B.4.
+# Residual networks, spectrally normalised: arXiv:1802.05957, appendix B.4. In Chainer, in float32.
 SNGAN = {"model": "resnet", "variant": "sngan", "loss": "hinge", "beta1": 0.0, "beta2": (0.9,)}
-# Its self-attention, spectral normalisation in both and two time scales: arXiv:1805.08318, section 4 and 5.
+# Its self-attention, spectral normalisation in both and two time scales: arXiv:1805.08318, section 4 and 5. β2 is the
+# paper's, to which the figures belong; the authors' code leaves TensorFlow's default of .999.
 SAGAN = SNGAN | {"variant": "sagan", "learning_rate": (4e-4,), "gen_learning_rate": (1e-4,)}
-# arXiv:1809.11096: hinge, Adam with β1 0. An average that keeps .9999 a step has a half-life of 6,931 steps.
+# arXiv:1809.11096: hinge, Adam with β1 0. ε of batch norm is 1e-4 in the paper's networks, as in the weights that its
+# authors published, and 1e-5 in that for CIFAR-10, which their PyTorch code alone has. An average that keeps .9999 a
+# step has a half-life of 6,931 steps.
 BIGGAN = {"model": "biggan", "conditional": True, "loss": "hinge", "beta1": 0.0}
 # arXiv:2006.06676, appendix: β1 0, β2 .99, ε 1e-8; R1 lazily every 16 steps.
 STYLEGAN2 = {
@@ -99,11 +102,21 @@ R3GAN = {
     "augment": "r3gan",
     "anneal_images": 2e7,
 }
-LARGE = {"dtype": "bfloat16", "sample_every": 2000, "eval_every": 10_000, "checkpoint_every": 2000}
+# The best checkpoint by FID, of fewer samples than the published one's 50,000 and more than it has features.
+LARGE: dict[str, Any] = {
+    "sample_every": 2000,
+    "eval_every": 10_000,
+    "checkpoint_every": 2000,
+    "metrics": ("fid",),
+    "features": "auto",
+    "eval_samples": 10_000,
+}
+# Families whose authors trained in float16, in part, where jaxgan has bfloat16; the others' did in float32.
+HALF: dict[str, Any] = LARGE | {"dtype": "bfloat16"}
 
 
 def _r3gan(gamma: float, **row: Any) -> dict[str, Any]:
-    return R3GAN | LARGE | {"r1": (gamma, gamma / 10), "r2": (gamma, gamma / 10)} | row
+    return R3GAN | HALF | {"r1": (gamma, gamma / 10), "r2": (gamma, gamma / 10)} | row
 
 
 # Families at a width for a laptop; see `PUBLISHED` for the papers' own.
@@ -156,7 +169,7 @@ PUBLISHED: Rows = {
     # FID 2.42, conditional (arXiv:2006.06676, abstract): its configuration `cifar`. The authors' code lowers the
     # generator's rate by the share of a path length that is not there, 4/5 (and its β2 to .99^.8, which this does not).
     "stylegan2_cifar10": STYLEGAN2
-    | LARGE
+    | HALF
     | {
         "variant": "cifar",
         "dataset": "cifar10",
@@ -172,7 +185,7 @@ PUBLISHED: Rows = {
     },
     # The configuration `paper256`, for a folder of faces.
     "stylegan2_ffhq256": STYLEGAN2
-    | LARGE
+    | HALF
     | {
         "variant": "paper256",
         "dataset": "folder:ffhq256",
@@ -192,6 +205,7 @@ PUBLISHED: Rows = {
     | LARGE
     | {
         "dataset": "cifar10",
+        "dequantize": True,
         "disc_steps": 5,
         "steps": 50_000,
         "learning_rate": (2e-4, 0.0),
@@ -257,6 +271,7 @@ PUBLISHED: Rows = {
         augment="",
         ema=(0.0, 5e6),
         metrics=("modes",),
+        features="classifier",
         eval_samples=26_000,
         steps=488_000,
     ),
@@ -309,3 +324,6 @@ PUBLISHED: Rows = {
 }
 
 PRESETS: Rows = TRAINED | PUBLISHED
+
+# What flags of presets were in version 0.1: a run that began with them keeps them (`flags.parse`).
+EARLIER: Rows = {name: {"dtype": "bfloat16", "eval_samples": 1000, "dequantize": False} for name in PUBLISHED}

@@ -155,7 +155,7 @@ class Block(nn.Module):
 
 def resnet(case: Case, layout: Layout) -> Parts:
     def active() -> nn.Module:
-        return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(inplace=True))
+        return nn.Sequential(nn.BatchNorm2d(c, eps=2e-5 if normalised else 1e-5), nn.ReLU(inplace=True))
 
     normalised, colours = case.variant == "sngan", case.shape[2]
     c, d = case.width * {"sngan": 4, "wgan_gp": 2}[case.variant], 2 * case.width
@@ -166,7 +166,7 @@ def resnet(case: Case, layout: Layout) -> Parts:
     ]
     gen = nn.Linear(case.latent, 16 * c), to_image(4, 4, c, layout), *up, active(), nn.Conv2d(c, colours, 3, padding=1)
     pool = Map(lambda x: x.sum((2, 3)) if normalised else x.mean((2, 3)))
-    head = nn.Sequential(pool, spectral(nn.Linear(d, 1), normalised), nn.Flatten(0))
+    head = nn.Sequential(pool, spectral(nn.Linear(d, 1, bias=not normalised), normalised), nn.Flatten(0))
     return nn.Sequential(*gen), nn.Sequential(*down, nn.ReLU(inplace=True)), head
 
 

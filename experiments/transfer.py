@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from experiments import image, image_check, transfer_images, transfer_methods, transfer_report
+from experiments.image_evaluation import with_features
 from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
@@ -216,7 +217,7 @@ def play(
         return image.trained(method.pair, state).sample(jax.random.key(key), n)
 
     pair = method.pair
-    names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
+    names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror", "dequantize")
     feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(run, name) for name in names})
     loop.run(
         method.game,
@@ -244,7 +245,7 @@ def source_config(config: Config) -> image.Config:
     own = {"size": config.source_size, "width": config.source_width, "steps": config.source_steps}
     given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
-    found = flags.parse(image.Config, image.PRESETS, argv)
+    found = with_features(flags.parse(image.Config, image.PRESETS, argv))
     if config.source_steps and any(len(getattr(found, name)) > 1 for name in image_check.SCHEDULES):
         found = dataclasses.replace(found, anneal_images=float(found.steps * found.batch_size))
     return found

@@ -60,6 +60,7 @@ def parse(
     """A `config_class` from `argv`, the arguments after the program's name.
 
     A flag that is given, on the command line or in a `--flagfile`, wins over the preset; the preset over the default.
+    Where the class has a table `earlier` of values that presets had before, a run that began with them keeps them.
     `--helpshort` (`--help`, `-h`) prints `doc`, the presets and the flags, and leaves by `SystemExit(0)`. Raises
     `InputError` for a flag, value or preset that is wrong, a left-over argument, and a preset that fits no flags.
     typed: those of the arguments that somebody typed, by default all: of these each must be of some use.
@@ -87,7 +88,10 @@ def parse(
     if preset and preset not in rows:
         raise unknown("preset", preset, rows)
     given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
-    overrides = (rows[preset] if preset else {}) | given
+    row = rows[preset] if preset else {}
+    earlier = getattr(config_class, "earlier", {}).get(preset, {})
+    row |= _begun_with(earlier, (row | given).get("workdir"))
+    overrides = row | given
     if any(values[name].value == "true" for name in _HELP):
         lastwords.show(_help(config_class, kinds, overrides, rows, doc))
         raise SystemExit(0)
@@ -96,6 +100,18 @@ def parse(
     config = config_class(**overrides)
     _check_needs(config, argv if typed is None else typed)
     return config
+
+
+def _begun_with(earlier: Mapping[str, Any], workdir: str | None) -> dict[str, Any]:
+    """Those values of an earlier version of a preset that the run in `workdir` began with, so that it resumes."""
+    if not (earlier and workdir):
+        return {}
+    with contextlib.suppress(OSError, InputError):  # no run, or one that whoever opens it says more of
+        stored = read(files.reach(workdir))["config"]
+        return {
+            name: value for name, value in earlier.items() if stored.get(name, value) == json.loads(json.dumps(value))
+        }
+    return {}
 
 
 def _check_needs(config: Any, argv: Sequence[str]) -> None:

@@ -158,7 +158,9 @@ def network(module: nn.Module) -> dict[str, Any]:
 def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
     """The network that `network` described, a class of `jaxgan.models`; only if `allow`, one of any module.
 
-    Importing a module runs its code, and whoever wrote a config.json chose the path in it.
+    An argument that is younger than the run has the value that its class names in `unstored`, {name: value}: that of
+    the network as it was before there was this argument. Importing a module runs its code, and whoever wrote a
+    config.json chose the path in it.
     """
     try:
         (home, name), arguments = stored["path"].split(":"), dict(stored["arguments"])
@@ -184,9 +186,26 @@ def build(stored: dict[str, Any], allow: bool = False) -> nn.Module:
             if arguments["dtype"] not in DTYPES:
                 raise TypeError(f"its dtype is {arguments['dtype']!r}; expected one of {', '.join(DTYPES)}")
             arguments["dtype"] = jnp.dtype(arguments["dtype"])
+        arguments = {**getattr(found, "unstored", {}), **arguments}
         return found(**{key: _frozen(value) for key, value in arguments.items()})
     except TypeError as error:
         raise InputError(f"cannot build the network {stored['path']!r}: {error!s:.200}") from None
+
+
+def as_stored(module: nn.Module, stored: Any) -> nn.Module:
+    """`module`, which resumes a run, with the arguments of its class's `unstored` as that run has them.
+
+    stored: what `network` described when the run began, or None for one that has yet to begin.
+    """
+    if not isinstance(stored, dict) or not isinstance(stored.get("arguments"), dict):
+        return module
+    unstored: dict[str, Any] = getattr(type(module), "unstored", {})
+    values = {name: stored["arguments"].get(name, value) for name, value in unstored.items()}
+    for name, value in values.items():
+        if type(value) is not type(unstored[name]):
+            kind = type(unstored[name]).__name__
+            raise InputError(f"the config.json of this run has {name}={value!r:.60} of a network; expected {kind}")
+    return module.clone(**values)
 
 
 def load(run: epath.PathLike, *, step: int | None = None, allow: bool = False) -> Trained:

@@ -64,9 +64,13 @@ def test_biggan_deep_has_the_parameters_of_the_paper():
         assert round((gen + unused) / 1e6, 1) == millions
 
 
+def attention(c):
+    """Parameters of four 1x1 convolutions without biases, of c / 8, c / 8, c / 2 and c channels, and a gain."""
+    return c * c // 4 + c * c + 1
+
+
 def test_sagan_has_the_parameters_of_the_paper():
     """81.5 million (arXiv:1809.11096, table 1), with self-attention at 64x64 there."""
-    attention = lambda c: c * c // 4 + c * c + 1  # noqa: E731
     gen, disc = counts(resnet, 128, 1000, variant="sagan")
     gen += attention(2 * 64) - attention(4 * 64)
     disc += attention(64) - attention(2 * 64)
@@ -74,9 +78,48 @@ def test_sagan_has_the_parameters_of_the_paper():
     assert round((gen + disc) / 1e6, 1) == 81.5
 
 
+def block(c, d, shortcut=True, hidden=None):
+    """Parameters of two 3x3 convolutions and a 1x1 shortcut."""
+    hidden = hidden or d
+    return 9 * (c * hidden + hidden * d) + hidden + d + shortcut * (c * d + d)
+
+
+@pytest.mark.parametrize("size, expected", [(32, (4_386_308, 1_075_586)), (64, (32_200_452, 19_558_082))])
+def test_sagan_at_smaller_sizes_has_the_blocks_of_its_authors_code(size, expected):
+    """Blocks whose first convolution has the output's channels, in both players, and one self-attention in each."""
+    ups = [4, 4, 4, 4] if size == 32 else [16, 16, 8, 4, 2]
+    downs = [2, 2, 2, 2] if size == 32 else [1, 2, 4, 8, 16]
+    ups, downs = ([64 * n for n in widths] for widths in (ups, downs))
+    at_up, at_down = (256, 128) if size == 32 else (256, 64)
+    gen = 129 * 16 * ups[0] + sum(block(c, d) + 2 * 10 * (c + d) for c, d in zip(ups[:-1], ups[1:], strict=True))
+    gen += 2 * ups[-1] + 9 * ups[-1] * 3 + 3 + attention(at_up)
+    disc = block(3, downs[0]) + attention(at_down) + 11 * downs[-1] + 1
+    for i, (c, d) in enumerate(zip(downs[:-1], downs[1:], strict=True)):
+        disc += block(c, d, c != d or i == 0)
+    assert (gen, disc) == expected
+    assert counts(resnet, size, 10, variant="sagan") == [gen, disc]
+
+
+@pytest.mark.parametrize("size, expected", [(32, (9_358_595, 9_836_929)), (64, (70_222_212, 45_511_970))])
+def test_biggan_at_smaller_sizes_has_the_parameters_of_its_authors_pytorch_code(size, expected):
+    """Its `arch` of that resolution: all of G's norms but the last linear in 128 and a fifth or a quarter of z."""
+    ups = [4, 4, 4, 4] if size == 32 else [16, 16, 8, 4, 2]
+    downs = [4, 4, 4, 4] if size == 32 else [1, 2, 4, 8, 16]
+    ups, downs = ([96 * n for n in widths] for widths in (ups, downs))
+    gen = 1000 * 128 + 21 * 16 * ups[0]
+    gen += sum(block(c, d) + 2 * 148 * (c + d) for c, d in zip(ups[:-1], ups[1:], strict=True))
+    gen += 2 * ups[-1] + 9 * ups[-1] * 3 + 3
+    disc = block(3, downs[0]) + 1001 * downs[-1] + 1
+    for i, (c, d) in enumerate(zip(downs[:-1], downs[1:], strict=True)):
+        disc += block(c, d, c != d or i == 0)
+    if size == 64:
+        gen, disc = gen + attention(384), disc + attention(96)
+    assert (gen, disc) == expected
+    assert counts(biggan, size, 1000) == [gen, disc]
+
+
 def test_biggan_for_cifar_has_its_authors_parameters():
     """256 channels in both; gains and biases of ten classes; a latent of 128 in one piece."""
-    block = lambda c, d, shortcut: 9 * (c * d + d * d) + 2 * d + shortcut * (c * d + d)  # noqa: E731
     gen = 128 * 4096 + 4096 + 3 * block(256, 256, True) + 10 * 12 * 256 + 2 * 256 + 9 * 256 * 3 + 3
     disc = block(3, 256, True) + block(256, 256, True) + 2 * block(256, 256, False) + 256 + 1 + 10 * 256
     assert counts(biggan, 32, 10, variant="cifar") == [gen, disc]

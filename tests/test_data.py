@@ -131,6 +131,30 @@ def test_placement_devices_and_calls_do_not_change_a_bit(devices, placement, per
         np.testing.assert_array_equal(resumed[key], expected[key][6:])
 
 
+def test_dequantized_images_are_their_bytes_and_uniform_noise_within_a_grey_level():
+    """(v + u) / 128 - 1, as SNGAN's authors train: u of each value its own, of each epoch too, on any division."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)
+    image[0] = 255
+    source = sources.from_arrays("noise", image, np.arange(64))
+    options = {"batch_size": 64, "seed": 3, "last": 4, "dequantize": True}
+    got = collect(source, placement="resident", **options)
+    level = (np.float64(got["image"]) + 1) * 128
+    value = image[got["label"]]
+    u = level - value  # (4, 1, 64, 8, 8, 3)
+    assert got["image"].min() >= -1 and got["image"].max() <= 1 and u.min() >= 0 and u.max() <= 1
+    assert abs(u.mean() - 1 / 2) < 0.01 and abs(u.var() - 1 / 12) < 0.002  # of 49,152 numbers: 0.0013, 0.0003
+    counts = np.bincount(np.minimum(u.ravel() * 16, 15).astype(int), minlength=16) / u.size
+    np.testing.assert_allclose(counts, 1 / 16, atol=0.006)
+    rows = u.reshape(256, -1)
+    assert abs(np.corrcoef(rows) - np.eye(256)).max() < 0.45  # of 192 values each, 0.07: no two images' are alike
+    steps = u.reshape(256, 64, 3)
+    assert abs(np.corrcoef(steps[:, :-1].ravel(), steps[:, 1:].ravel())[0, 1]) < 0.02  # nor are neighbours'
+    for more in ({"placement": "stream"}, {"placement": "resident", "devices": min(2, jax.device_count())}):
+        np.testing.assert_array_equal(collect(source, per_call=3, **options, **more)["image"], got["image"])
+    flipped = collect(source, placement="resident", mirror=True, **options)
+    assert (np.floor((flipped["image"] + 1) * 128).sum((3, 4)) == np.floor(level).sum((3, 4))).mean() > 0.999
+
+
 def test_a_mirrored_draw_inside_a_scan_is_cheap():
     image = np.random.default_rng(0).integers(0, 256, (1000, 28, 28, 1), np.uint8)
     source, steps = sources.from_arrays("noise", image), 20

@@ -217,7 +217,7 @@ def test_resnet_32_has_the_parameters_of_the_papers(width, variant):
 
     norms = 3 * 2 * 2 * g + 2 * g
     generator = 128 * 16 * g + 16 * g + 3 * block(g, g) + norms + 9 * g * 3 + 3
-    discriminator = block(3, d) + block(d, d) + 2 * block(d, d, False) + d + 1
+    discriminator = block(3, d) + block(d, d) + 2 * block(d, d, False) + d + (variant == "wgan_gp")  # SNGAN: no bias
     options = {"width": width, "variant": variant}
     z, x, label = jnp.zeros((1, 128)), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
     gen, disc = (functools.partial(network, **options) for network in (resnet.Generator, resnet.Discriminator))
@@ -225,6 +225,75 @@ def test_resnet_32_has_the_parameters_of_the_papers(width, variant):
     assert count(disc, shape, 0, x) == discriminator
     assert count(gen, shape, 10, z, label) == generator + 9 * (norms - 2 * g)  # the last norm is of no class
     assert count(disc, shape, 10, x, label) == discriminator + 10 * d
+
+
+# Generator and discriminator of 64 channels, and what ten classes add to each: by hand from the authors' modules.
+SNGAN_COUNTS = {
+    48: (4_878_083, 10_141_441, 9 * 2 * (512 + 256 + 256 + 128 + 128 + 64), 10 * 1024),
+    64: (12_220_675, 10_141_441, 9 * 2 * (1024 + 512 + 512 + 256 + 256 + 128 + 128 + 64), 10 * 1024),
+    128: (32_150_787, 29_017_857, 9 * 2 * (3 * 1024 + 512 + 512 + 256 + 256 + 128 + 128 + 64), 10 * 1024),
+}
+
+
+@pytest.mark.parametrize("size", SNGAN_COUNTS)
+def test_sngan_has_the_parameters_of_its_authors_code_at_48_64_and_128_pixels(size):
+    """A block of the discriminator goes c -> c -> d but for the first, of the generator c -> d -> d."""
+    resnet, shape = MODELS["resnet"], (size, size, 3)
+    ups = {48: (512, 256, 128, 64), 64: (1024, 512, 256, 128, 64), 128: (1024, 1024, 512, 256, 128, 64)}[size]
+    downs = (64, 128, 256, 512, 1024) + (1024,) * (size == 128)
+    pairs = lambda widths: list(zip(widths[:-1], widths[1:], strict=True))  # noqa: E731
+    up = sum(9 * c * d + 9 * d * d + 2 * d + c * d + d + 2 * (c + d) for c, d in pairs(ups))
+    base = 36 if size == 48 else 16
+    generator = 129 * base * ups[0] + up + 2 * 64 + 9 * 64 * 3 + 3
+    down = sum(9 * c * c + c + 9 * c * d + d + (c * d + d) * (c != d) for c, d in pairs(downs))
+    discriminator = 9 * 3 * 64 + 64 + 9 * 64 * 64 + 64 + 3 * 64 + 64 + down + 1024 + 1
+    assert SNGAN_COUNTS[size][:2] == (generator, discriminator)
+    z, x, label = jnp.zeros((1, 128)), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+    for name, inputs, alone, more in zip(
+        ("Generator", "Discriminator"), (z, x), (generator, discriminator), SNGAN_COUNTS[size][2:], strict=True
+    ):
+        assert count(getattr(resnet, name), shape, 0, inputs) == alone
+        assert count(getattr(resnet, name), shape, 10, inputs, label) == alone + more
+    critic = functools.partial(resnet.Discriminator, variant="wgan_gp")
+    assert count(critic, shape, 0, x) == discriminator  # WGAN-GP's authors' blocks are as narrow
+
+
+def kernel_weights(network, x):
+    with plain():
+        params = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return sum(leaf.size for path, leaf in found if path[-1].key == "kernel" and leaf.ndim == 4)
+
+
+def test_sngan_discriminator_at_64_pixels_is_narrow_and_that_of_an_old_run_wide():
+    x = jnp.zeros((1, 64, 64, 3))
+    discriminator = functools.partial(MODELS["resnet"].Discriminator, x.shape[1:], width=8)
+    assert kernel_weights(discriminator(), x) == 158_704
+    assert kernel_weights(discriminator(revision=1), x) == 305_584
+
+
+@pytest.mark.parametrize(
+    "variant, revision, epsilon", [("sngan", 2, 2e-5), ("sngan", 1, 1e-5), ("wgan_gp", 2, 1e-5), ("sagan", 2, 1e-5)]
+)
+def test_epsilon_of_batch_norm_is_the_authors(variant, revision, epsilon):
+    """Chainer's 2e-5 and TensorFlow's 1e-5: a constant image of 1e-3 over a variance of 0 is 1e-3 / sqrt(epsilon)."""
+    generator = MODELS["resnet"].Generator((32, 32, 1), latent=2, width=1, variant=variant, revision=revision)
+    z = jnp.zeros((1, 2))
+    variables = jax.eval_shape(generator.init, jax.random.key(0), z)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    params, last = variables["params"], max(variables["params"], key=lambda name: (name[:5] == "Conv_", len(name), name))
+    for name, layer in params.items():
+        if "scale" in layer:
+            layer["scale"] += 1
+        elif layer["kernel"].shape[:2] == (1, 1) and "bias" in layer:
+            layer["bias"] += 1e-3
+    params[last]["kernel"][1, 1, 0] = 1
+    if "spectral" in variables:  # no matrix is 0, which has no largest singular value
+        for name, layer in variables["spectral"].items():
+            layer["SpectralNorm_0"]["u"][0] = 1
+            params[name]["kernel"][..., -1, 0] += name != last
+    images = quick(generator.apply)(variables, z)
+    assert float(images[0, 16, 16, 0]) == pytest.approx(np.tanh(1e-3 / np.sqrt(epsilon)), rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [32, 48, 64, 128])

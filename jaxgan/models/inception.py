@@ -224,6 +224,13 @@ class Inception(nn.Module):
 # --- its weights
 
 
+def file(path: epath.PathLike | None = None, cache: epath.PathLike | None = None) -> epath.Path | None:
+    """The file of the weights, which need not exist: `path`, or else that in the folder `cache`/inception."""
+    if path:
+        return epath.Path(path).expanduser()
+    return epath.Path(cache) / "inception" / FILE if cache else None
+
+
 def weights(
     path: epath.PathLike | None = None, cache: epath.PathLike | None = None, sha256: str | None = SHA256
 ) -> Any:
@@ -231,18 +238,14 @@ def weights(
 
     sha256: of the file, 64 hex digits; None takes any file with the same entries. InputError: what is wrong with it.
     """
-    hint = "name its path (--inception_weights)"
-    if path:
-        path = epath.Path(path).expanduser()
-    elif cache:
-        path = epath.Path(cache) / "inception" / FILE
-        hint = f"put it into {path.parent}"
-    if not path or not path.exists():
+    place = file(path, cache)
+    if place is None or not place.exists():
+        hint = f"put it into {place.parent}" if place and not path else "name its path (--inception_weights)"
         raise InputError(
-            f"no file {str(path or FILE)!r}: the Inception network's weights are {FILE}, which the pytorch-fid project "
-            f"distributes on GitHub (release fid_weights, 95,628,359 bytes); " + hint
+            f"no file {str(place or FILE)!r}: the Inception network's weights are {FILE}, which the pytorch-fid "
+            f"project distributes on GitHub (release fid_weights, 95,628,359 bytes); " + hint
         )
-    return convert(tensorfile.read(path, sha256), str(path))
+    return convert(tensorfile.read(place, sha256), str(place))
 
 
 def convert(tensors: dict[str, np.ndarray], name: str) -> Any:

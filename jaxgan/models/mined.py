@@ -49,7 +49,8 @@ class Generator(nn.Module):
             raise unknown("model to mine", self.model, lookup.names(models))
         home = lookup.module("model to mine", self.model, models, ("Generator",))
         common = {name: getattr(self, name) for name in ("shape", "num_classes", "latent", "dtype")}
-        self.mined = home.Generator(**common, **dict(self.arguments))
+        unstored = getattr(home.Generator, "unstored", {})  # of a run that is older than these arguments
+        self.mined = home.Generator(**common, **{**unstored, **dict(self.arguments)})
         nn.share_scope(self, self.mined)
         self.miner = Miner(self.miner_width, self.dtype)
 

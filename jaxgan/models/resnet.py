@@ -9,8 +9,12 @@ the image or the channels change.
 
 SAGAN is SNGAN with a spectrally normalised generator too, and self-attention in both players: at 32x32 ("feat32" of its
 table 1), for images of 32x32 at 16x16.
+
+Where the channels change in a block of the discriminator, the authors' code tells what the papers' tables do not: the
+first convolution of SNGAN's and WGAN-GP's block keeps the channels that it receives, that of SAGAN's changes them.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -36,12 +40,13 @@ class Plan(NamedTuple):
     disc: tuple[int, ...]  # of the discriminator's blocks,
     halvings: int  # the first so many of which halve the image
     attention: tuple[int, int] | None = None  # the blocks, from 0, of both that self-attention follows
+    head_bias: bool = True  # whether the discriminator's last layer has a bias
 
 
 SNGAN = {
-    32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2),
+    32: Plan(4, 4, (4, 4, 4), (2, 2, 2, 2), 2, head_bias=False),
     48: Plan(6, 8, (4, 2, 1), (1, 2, 4, 8, 16), 4),
-    64: Plan(4, 16, (8, 4, 2, 1), (1, 2, 4, 8, 16), 5),  # not in the paper; that of 128 less a block
+    64: Plan(4, 16, (8, 4, 2, 1), (1, 2, 4, 8, 16), 5),  # not in the paper, but in its authors' code
     128: Plan(4, 16, (16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5),
 }
 PLANS = {
@@ -58,13 +63,23 @@ PLANS = {
 class Kind(NamedTuple):
     spectral: tuple[bool, bool]  # whether generator and discriminator are spectrally normalised
     inner: Any  # initial weights of the 3x3 convolutions in blocks
+    wide: bool  # between its two convolutions a discriminator's block has the channels of its output, else of its input
+    epsilon: float  # of batch norm
 
 
 KINDS = {
-    "sngan": Kind((False, True), gained),
-    "wgan_gp": Kind((False, False), gained),
-    "sagan": Kind((True, True), plain),
+    "sngan": Kind((False, True), gained, False, 2e-5),  # Chainer's default
+    "wgan_gp": Kind((False, False), gained, False, 1e-5),
+    "sagan": Kind((True, True), plain, True, 1e-5),
 }
+
+
+def kind_of(variant: str, revision: int) -> Kind:
+    return KINDS[variant] if revision > 1 else KINDS[variant]._replace(wide=True, epsilon=1e-5)
+
+
+# Runs of version 0.1 did not store a revision: every block of theirs is wide, and every last layer has a bias.
+UNSTORED = {"revision": 1}
 
 
 def plan(variant: str, shape: tuple[int, int, int]) -> Plan:
@@ -93,7 +108,7 @@ def down(x: jax.Array) -> jax.Array:
 
 
 class Generator(nn.Module):
-    """z (b, latent) -> images (b, *shape) in [-1, 1]."""
+    """z (b, latent) -> images (b, *shape) in [-1, 1]. `revision`: 1 for the networks of version 0.1 (`UNSTORED`)."""
 
     shape: tuple[int, int, int]
     num_classes: int = 0
@@ -101,14 +116,18 @@ class Generator(nn.Module):
     width: int = 64
     variant: str = "sngan"
     dtype: Any = jnp.float32
+    revision: int = 2
+    unstored: ClassVar[Mapping[str, Any]] = UNSTORED
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        base, first, ups, *_, attention = plan(self.variant, self.shape)
-        (spectral, _), inner = KINDS[self.variant]
+        sizes, kind = plan(self.variant, self.shape), kind_of(self.variant, self.revision)
+        base, first, attention = sizes.base, sizes.first, sizes.attention
+        spectral, inner = kind.spectral[0], kind.inner
 
         def active(x, label=label):
-            return nn.relu(BatchNorm(num_classes=self.num_classes, dtype=self.dtype)(x, train, label))
+            norm = BatchNorm(epsilon=kind.epsilon, num_classes=self.num_classes, dtype=self.dtype)
+            return nn.relu(norm(x, train, label))
 
         def conv(x, features, kernel, init, up=False):
             return Conv(features, kernel, kernel_init=init, spectral=spectral, up=up, dtype=self.dtype)(x, train)
@@ -120,7 +139,7 @@ class Generator(nn.Module):
 
         x = Dense(base * base * first * self.width, True, plain, spectral, self.dtype)(z, train)
         x = x.reshape(-1, base, base, first * self.width)
-        for i, multiple in enumerate(ups):
+        for i, multiple in enumerate(sizes.up):
             x = checkpoint_name(block(x, multiple * self.width), "block")
             if attention and i == attention[0]:
                 x = SelfAttention(spectral, plain, self.dtype)(x, train)
@@ -129,38 +148,42 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images (b, *shape) -> logits (b,)."""
+    """images (b, *shape) -> logits (b,). `revision`: 1 for the networks of version 0.1 (`UNSTORED`)."""
 
     shape: tuple[int, int, int]
     num_classes: int = 0
     width: int = 64
     variant: str = "sngan"
     dtype: Any = jnp.float32
+    revision: int = 2
     mixes_batch: ClassVar[bool] = False
+    unstored: ClassVar[Mapping[str, Any]] = UNSTORED
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        *_, widths, halvings, attention = plan(self.variant, self.shape)
-        (_, spectral), inner = KINDS[self.variant]
+        sizes, kind = plan(self.variant, self.shape), kind_of(self.variant, self.revision)
+        attention, spectral, inner = sizes.attention, kind.spectral[1], kind.inner
 
         def conv(x, features, kernel, init=inner, down=False):
             layer = Conv(features, kernel, kernel_init=init, spectral=spectral, down=down, dtype=self.dtype)
             return layer(x, train)
 
         def block(x, features, halve, first):
-            y = conv(x if first else nn.relu(x), features, 3)
+            hidden = features if first or kind.wide else x.shape[-1]
+            y = conv(x if first else nn.relu(x), hidden, 3)
             y = conv(nn.relu(y), features, 3, down=halve)
             x = down(x) if halve else x  # which commutes with the pointwise convolution, and makes it cost a quarter
             return y + (conv(x, features, 1, plain) if halve or x.shape[-1] != features else x)
 
         x = x.astype(self.dtype)
-        for i, multiple in enumerate(widths):
-            x = checkpoint_name(block(x, multiple * self.width, i < halvings, i == 0), "block")
+        for i, multiple in enumerate(sizes.disc):
+            x = checkpoint_name(block(x, multiple * self.width, i < sizes.halvings, i == 0), "block")
             if attention and i == attention[1]:
                 x = SelfAttention(spectral, plain, self.dtype)(x, train)
         x = nn.relu(x).astype(jnp.float32)
         x = x.sum((1, 2)) if spectral else x.mean((1, 2))  # (b, c)
-        logit = Dense(1, kernel_init=plain, spectral=spectral)(x, train)[:, 0]
+        bias = sizes.head_bias or self.revision < 2
+        logit = Dense(1, bias, plain, spectral)(x, train)[:, 0]
         if label is not None:
             # Normalised as the transpose of the embedding: (c, classes).
             classes = Dense(self.num_classes, False, plain, spectral)(x, train)

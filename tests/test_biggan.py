@@ -1,6 +1,7 @@
 """BigGAN, BigGAN-deep and SAGAN: the papers' counts of parameters, all blocks against NumPy, what hangs on them."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -91,10 +92,10 @@ def test_sagan_at_smaller_sizes_has_the_blocks_of_its_authors_code(size, expecte
     downs = [2, 2, 2, 2] if size == 32 else [1, 2, 4, 8, 16]
     ups, downs = ([64 * n for n in widths] for widths in (ups, downs))
     at_up, at_down = (256, 128) if size == 32 else (256, 64)
-    gen = 129 * 16 * ups[0] + sum(block(c, d) + 2 * 10 * (c + d) for c, d in zip(ups[:-1], ups[1:], strict=True))
+    gen = 129 * 16 * ups[0] + sum(block(c, d) + 2 * 10 * (c + d) for c, d in itertools.pairwise(ups))
     gen += 2 * ups[-1] + 9 * ups[-1] * 3 + 3 + attention(at_up)
     disc = block(3, downs[0]) + attention(at_down) + 11 * downs[-1] + 1
-    for i, (c, d) in enumerate(zip(downs[:-1], downs[1:], strict=True)):
+    for i, (c, d) in enumerate(itertools.pairwise(downs)):
         disc += block(c, d, c != d or i == 0)
     assert (gen, disc) == expected
     assert counts(resnet, size, 10, variant="sagan") == [gen, disc]
@@ -107,10 +108,10 @@ def test_biggan_at_smaller_sizes_has_the_parameters_of_its_authors_pytorch_code(
     downs = [4, 4, 4, 4] if size == 32 else [1, 2, 4, 8, 16]
     ups, downs = ([96 * n for n in widths] for widths in (ups, downs))
     gen = 1000 * 128 + 21 * 16 * ups[0]
-    gen += sum(block(c, d) + 2 * 148 * (c + d) for c, d in zip(ups[:-1], ups[1:], strict=True))
+    gen += sum(block(c, d) + 2 * 148 * (c + d) for c, d in itertools.pairwise(ups))
     gen += 2 * ups[-1] + 9 * ups[-1] * 3 + 3
     disc = block(3, downs[0]) + 1001 * downs[-1] + 1
-    for i, (c, d) in enumerate(zip(downs[:-1], downs[1:], strict=True)):
+    for i, (c, d) in enumerate(itertools.pairwise(downs)):
         disc += block(c, d, c != d or i == 0)
     if size == 64:
         gen, disc = gen + attention(384), disc + attention(96)

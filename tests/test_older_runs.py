@@ -124,7 +124,7 @@ def test_the_command_of_an_old_published_run_resumes_it(preset, tmp_path):
     assert config == old and flags.check_same(config, tmp_path)
     assert flags.parse(image.Config, PRESETS, [*argv, "--dtype=float32"]).dtype == "float32"
     typed = image.with_features(flags.parse(image.Config, PRESETS, [*argv, "--metrics=kid"]))
-    with pytest.raises(InputError, match="metrics is '(distance|modes)' there, 'kid' here"):
+    with pytest.raises(InputError, match=r"metrics is '(distance|modes)' there, 'kid' here"):
         flags.check_same(typed, tmp_path)
     elsewhere = flags.parse(image.Config, PRESETS, [argv[0], f"--workdir={tmp_path / 'new'}"])
     assert elsewhere.dtype == PRESETS[preset].get("dtype", "float32")

@@ -14,6 +14,8 @@ import jaxgan
 from experiments import image
 from experiments.image_presets import PRESETS, PUBLISHED
 from jaxgan import checkpoint, flags
+from jaxgan.layers import norm
+from jaxgan.models import inception
 from tests.runs import QUIET, compile_quickly, here, leaves, lines, same_run
 
 __all__ = ["compile_quickly"]  # a fixture
@@ -109,8 +111,84 @@ def test_families_on_one_and_two_devices_resume_and_sample(preset, tmp_path, cap
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(gan.params), averaged)
 
 
+HALF = ("stylegan2", "r3gan")
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_presets_compute_as_their_authors_did(preset):
+    """Chainer's SNGAN, TensorFlow's SAGAN and BigGAN's code train in float32, StyleGAN2 and R3GAN in half precision."""
+    config = image.Config(**PRESETS[preset])
+    assert config.dtype == ("bfloat16" if config.model in HALF else "float32")
+    assert (config.beta1, config.dequantize) == (0.0, preset == "sngan_cifar10")
+    beta2 = {"sngan": (0.9,), "sagan": (0.9,), "biggan": (0.999,)}  # the papers'; SAGAN's code leaves .999
+    assert config.beta2 == beta2.get(preset.partition("_")[0], config.beta2)
+
+
+@pytest.mark.parametrize("preset, expected", [("biggan_cifar10", 1e-5), ("biggan_imagenet128", 1e-4)])
+def test_biggan_presets_have_the_epsilon_of_the_code_behind_their_figures(preset, expected):
+    """All batch norms divide by sqrt(0 + epsilon): 1e-5 of the PyTorch code for CIFAR-10, 1e-4 of the paper's."""
+    seen, config = [], image.Config(**PRESETS[preset])
+    normalised = norm._normalised
+
+    def spy(x, mean, var, epsilon, *rest):
+        seen.append(epsilon)
+        return normalised(x, mean, var, epsilon, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(norm, "_normalised", spy)
+        side = side_of(PRESETS[preset])
+        generator = image.networks(config, (side, side, 3), 10).generator.clone(width=4)
+        z, label = np.zeros((1, generator.latent), np.float32), np.zeros(1, np.int32)
+        jax.eval_shape(generator.init, jax.random.key(0), z, label)
+    assert len(seen) == (7 if side == 32 else 11) and set(seen) == {expected}
+
+
+def test_published_presets_choose_by_fid_where_inception_is(tmp_path, capfd, monkeypatch):
+    """And by distance where its weights are not, which one line says; a run goes on by what it began with."""
+    monkeypatch.setenv("JAXGAN_CACHE", str(tmp_path / "cache"))
+
+    def config(preset, *argv):
+        found = flags.parse(image.Config, PRESETS, [f"--preset={preset}", *argv])
+        return found, image.with_features(found), capfd.readouterr().err
+
+    for preset in PUBLISHED:
+        row, found, err = config(preset)
+        if preset == "r3gan_stacked_mnist":
+            assert (found.metrics, found.features, err) == (("modes",), "classifier", "")
+            continue
+        assert (row.metrics, row.features, row.eval_samples) == (("fid",), "auto", 10_000)
+        assert (found.metrics, found.features) == (("distance",), "classifier")
+        assert f"{tmp_path}/cache/inception/{inception.FILE}: distance is measured in place of FID" in err
+        assert err.count("\n") == 1
+    workdir = f"--workdir={tmp_path / 'run'}"
+    without = config("sngan_cifar10", workdir)[1]
+    assert config("sngan_cifar10", "--eval_every=0")[2] == ""
+    _, found, err = config("sngan_cifar10", "--metrics=fid,kid", "--features=classifier")
+    assert (found.metrics, found.features, err) == (("fid", "kid"), "classifier", "")
+
+    file = tmp_path / "cache" / "inception" / inception.FILE
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    _, found, err = config("sngan_cifar10", workdir)
+    assert (found.metrics, found.features, err) == (("fid",), "inception", "")
+    flags.write(found, tmp_path / "run")
+    file.unlink()
+    assert config("sngan_cifar10", workdir)[1:] == (found, "")
+    flags.write(without, tmp_path / "run")
+    file.write_bytes(b"")
+    assert config("sngan_cifar10", workdir)[1:] == (without, "")
+    # A file that is named has to be there.
+    missing = tmp_path / "weights.pth"
+    _, found, err = config("sngan_cifar10", f"--inception_weights={missing}")
+    assert (found.features, err) == ("inception", "")
+    code, _, err = here(capfd, *arguments("sngan_cifar10", tmp_path), "--workdir=" + str(tmp_path / "other"),
+                        "--eval_every=2", "--eval_samples=8", f"--inception_weights={missing}")  # fmt: skip
+    assert code == 2 and f"no file '{missing}'" in err and not (tmp_path / "other").exists()
+
+
 # Millions of parameters of G and D, as the papers or their authors' code have them.
 COUNTS = {
+    "sngan_cifar10": (4.28, 1.05),
     "biggan_cifar10": (4.30, 4.21),
     "biggan_imagenet128": (70.43, 87.98),
     "stylegan2_ffhq256": (24.77, 24.00),

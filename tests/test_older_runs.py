@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-import jaxgan
 from experiments import image, transfer_methods
 from experiments.image_presets import EARLIER, PRESETS, PUBLISHED
 from jaxgan import critic, flags, lookup, models, trained
@@ -65,7 +64,7 @@ def test_what_networks_did_not_store_are_arguments_of_theirs():
             assert all(type(defaults[key]) is type(value) for key, value in unstored.items())
 
 
-def test_an_old_run_resumes_bit_exactly_and_samples(tmp_path, capfd, monkeypatch):
+def test_an_old_run_resumes_bit_exactly(tmp_path, capfd, monkeypatch):
     """Four steps at once and two and two of them, the second two by the code of today from the old config.json."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 1), np.uint8)
     np.savez(tmp_path / "data.npz", image=pixels)
@@ -94,13 +93,12 @@ def test_an_old_run_resumes_bit_exactly_and_samples(tmp_path, capfd, monkeypatch
         assert network["arguments"].pop("revision") == 1
     del config["config"]["dequantize"]
     (tmp_path / "parts" / "config.json").write_text(json.dumps(config))
-    assert jaxgan.load(tmp_path / "parts", step=2).generator.revision == 1
-    steps("parts", 4)
-    same_run(tmp_path / "whole", tmp_path / "parts")
-    steps("parts", 6)  # its config.json now has the revision
     judge = critic.load(tmp_path / "parts")
     assert judge.discriminator.revision == 1 and "bias" in judge.params["Dense_0"]
-    assert np.isfinite(jaxgan.load(tmp_path / "parts").sample(jax.random.key(0), 2)).all()
+    steps("parts", 4)
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    stored = json.loads((tmp_path / "parts" / "config.json").read_text())["networks"]
+    assert [network["arguments"]["revision"] for network in stored.values()] == [1, 1]
 
     config["networks"]["discriminator"]["arguments"]["revision"] = "two"
     (tmp_path / "parts" / "config.json").write_text(json.dumps(config))

@@ -47,14 +47,14 @@ class Augment(NamedTuple):
 class Signs(NamedTuple):
     """Signs of D(real) since the last adjustment of p, of an average device: their sum and number, and the passes."""
 
-    sum: jax.Array
-    count: jax.Array
+    total: jax.Array
+    number: jax.Array
     passes: jax.Array
 
     def with_logits(self, real_logits: jax.Array) -> "Signs":
         """Adds the signs of logits (b,) of this device."""
         total = collectives.mean(jnp.sum(jnp.sign(real_logits)))
-        return self._replace(sum=self.sum + total, count=self.count + len(real_logits))
+        return self._replace(total=self.total + total, number=self.number + len(real_logits))
 
 
 def adapt(
@@ -69,7 +69,7 @@ def adapt(
     images: of one pass, on all devices.
     """
     signs = signs.with_logits(real_logits)._replace(passes=signs.passes + 1)
-    step = jnp.sign(signs.sum / signs.count - adaptive.target) * (adaptive.interval * images / adaptive.images)
+    step = jnp.sign(signs.total / signs.number - adaptive.target) * (adaptive.interval * images / adaptive.images)
     due = signs.passes >= adaptive.interval
     p = jnp.where(due, jnp.maximum(p + step, 0.0), p)
     return p, jax.tree.map(lambda x: jnp.where(due, 0.0, x), signs)

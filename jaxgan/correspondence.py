@@ -54,10 +54,6 @@ class Anchored(nn.Module):
     def latent(self) -> int:
         return self.generator.latent  # type: ignore[attr-defined]
 
-    @property
-    def added(self) -> Mapping[str, Any]:
-        return getattr(self.generator, "added", {})
-
     def setup(self) -> None:
         nn.share_scope(self, self.generator)
 

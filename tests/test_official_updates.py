@@ -1,7 +1,8 @@
 """Six steps of StyleGAN2-ADA's and of R3GAN's presets against their authors' update rules, written out in NumPy.
 
 The networks are the project's own at a tiny width, from given weights; their losses are written anew and differentiated
-by JAX. All else (Adam, its lazy correction, schedules, averages, the adaptive probability) is NumPy in float64.
+by JAX. All else (Adam, its lazy correction, schedules, averages, the adaptive probability) is NumPy. Both sides are in
+float64: with β1 = 0 Adam's first step is the sign of a gradient, which rounding can turn over.
 """
 
 import dataclasses
@@ -14,13 +15,20 @@ import numpy as np
 import pytest
 
 from experiments import image
-from jaxgan import flags
+from jaxgan import flags, penalties
 from jaxgan.layers.conv import plain
 from tests import weights
 
 STEPS, B, CLASSES, SHAPE = 6, 8, 3, (8, 8, 3)
 ROWS = jnp.arange(B)
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(autouse=True)
+def double_precision(monkeypatch):
+    monkeypatch.setattr(penalties, "squared_norm", lambda gradient: jnp.sum(jnp.square(gradient), (1, 2, 3)))
+    with jax.enable_x64(True), plain():  # XLA's own convolutions compile faster
+        yield
 
 
 def negated(keys, images, p):
@@ -31,25 +39,27 @@ def negated(keys, images, p):
 
 def setting(*argv):
     """The game of a preset, its networks, and the state before the first step."""
-    common = ("--dtype=float32", "--latent=5", f"--batch_size={B}")
-    config = flags.parse(image.Config, image.PRESETS, [*argv, *common])
+    config = flags.parse(image.Config, image.PRESETS, [*argv, "--latent=5", f"--batch_size={B}"])
     pair = image.networks(config, SHAPE, CLASSES)
-    pair = dataclasses.replace(pair, augment=pair.augment._replace(apply=negated))
+    pair = dataclasses.replace(
+        pair,
+        generator=pair.generator.clone(dtype=jnp.float64),
+        discriminator=pair.discriminator.clone(dtype=jnp.float64),
+        augment=pair.augment._replace(apply=negated),
+    )
     game = image.make_game(config, pair)
     example = {"image": np.zeros((1, *SHAPE), np.float32), "label": np.zeros(1, np.int32), "row": np.zeros(1, np.int32)}
     state = weights.begun(game, example)
-    disc = state.players["disc"]
-    if "signs" in disc.variables:
-        disc = disc.replace(variables=jax.tree.map(jnp.zeros_like, disc.variables))
-        state = state.replace(players=state.players | {"disc": disc})
-    return pair, game, state
+    players = jax.tree.map(lambda x: x.astype(float) if x.dtype.kind == "f" else x, state.players)
+    players["disc"] = players["disc"].replace(variables=jax.tree.map(jnp.zeros_like, players["disc"].variables))
+    return pair, game, state.replace(players=players)
 
 
 def data(draws):
     rng = np.random.default_rng(5)
     return [
         {
-            "image": rng.uniform(-1, 1, (draws, B, *SHAPE)).astype(np.float32),
+            "image": rng.uniform(-1, 1, (draws, B, *SHAPE)),
             "label": rng.integers(0, CLASSES, (draws, B)).astype(np.int32),
             "row": np.tile(np.arange(B, dtype=np.int32), (draws, 1)),
         }
@@ -94,10 +104,6 @@ class Adam:
         self.power = jax.tree.map(np.zeros_like, self.params)
         self.count = 0
 
-    @property
-    def single(self):
-        return jax.tree.map(np.float32, self.params)
-
     def step(self, gradient, rate, beta2):
         self.count += 1
         corrected = 1 - beta2**self.count
@@ -115,10 +121,9 @@ def averaged(ema, params, half_life):
 
 
 def played(game, state, batches):
-    with plain():
-        step = quick(game.step)
-        for batch in batches:
-            state, _ = step(state, batch)
+    step = quick(game.step)
+    for batch in batches:
+        state, _ = step(state, batch)
     return jax.device_get(state.replace(key=None))
 
 
@@ -131,7 +136,7 @@ def assert_close(found, expected, before):
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), jax.tree.leaves(before), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-        assert np.abs(b - old).max() > 1e-3 or "embed" in jax.tree_util.keystr(path), path
+        assert np.abs(b - old).max() > 1e-4, f"{jax.tree_util.keystr(path)} stands still"
 
 
 @pytest.mark.parametrize("path_length", [False, True])
@@ -189,10 +194,6 @@ def test_six_steps_of_stylegan2_are_the_authors(path_length):
         variables = state.players["gen"].variables
         y = jax.vmap(lambda k: jax.random.normal(k, SHAPE))(per_row(y_key))[:half] / math.sqrt(SHAPE[0] * SHAPE[1])
 
-        def apply(method, key, *inputs):
-            rngs, method = {"noise": jax.random.fold_in(key, 0)}, {"method": method, "mutable": list(variables)}
-            return pair.generator.apply({"params": gen, **variables}, *inputs, train=True, rngs=rngs, **method)[0]
-
         def loss(gen, mean):
             def apply(method, key, *inputs):
                 options = {"rngs": {"noise": jax.random.fold_in(key, 0)}, "method": method, "mutable": list(variables)}
@@ -211,24 +212,23 @@ def test_six_steps_of_stylegan2_are_the_authors(path_length):
     lazy = 4 if path_length else 16
     disc_rate, disc_beta2 = 0.0025 * lazy / (lazy + 1), 0.99 ** (lazy / (lazy + 1))
     gen_rate, gen_beta2 = 0.0025 * 4 / 5, 0.99 ** (4 / 5)
-    with plain():
-        for step, batch in enumerate(batches):
-            first, last = ({name: x[i] for name, x in batch.items()} for i in (0, -1))
-            gradient, found = disc_gradient(disc.single, gen.single, first, move_key(state, step, 0), p)
-            disc.step(gradient, disc_rate, disc_beta2)
+    for step, batch in enumerate(batches):
+        first, last = ({name: x[i] for name, x in batch.items()} for i in (0, -1))
+        gradient, found = disc_gradient(disc.params, gen.params, first, move_key(state, step, 0), p)
+        disc.step(gradient, disc_rate, disc_beta2)
+        signs.append(found)
+        if step % 4 == 3:  # the authors' step ends here, as their generator moves first
+            p = max(p + np.sign(np.mean(np.concatenate(signs)) - 0.6) * (B * 4) / 64, 0.0)
+            signs = []
+        if step % lazy == 0:
+            gradient, found = penalty_gradient(disc.params, first, move_key(state, step, 1), p)
+            disc.step(jax.tree.map(lambda g: lazy * g, gradient), disc_rate, disc_beta2)
             signs.append(found)
-            if step % 4 == 3:  # the authors' step ends here, as their generator moves first
-                p = max(p + np.sign(np.mean(np.concatenate(signs)) - 0.6) * (B * 4) / 64, 0.0)
-                signs = []
-            if step % lazy == 0:
-                gradient, found = penalty_gradient(disc.single, first, move_key(state, step, 1), p)
-                disc.step(jax.tree.map(lambda g: lazy * g, gradient), disc_rate, disc_beta2)
-                signs.append(found)
-            gen.step(gen_gradient(gen.single, disc.single, last, move_key(state, step, 2), p), gen_rate, gen_beta2)
-            if path_length and step % 4 == 0:
-                gradient, mean = path_gradient(gen.single, jnp.float32(mean), last, move_key(state, step, 3))
-                gen.step(jax.tree.map(lambda g: 4 * g, gradient), gen_rate, gen_beta2)
-            ema = averaged(ema, gen.params, min(500_000, step * B * 0.05))
+        gen.step(gen_gradient(gen.params, disc.params, last, move_key(state, step, 2), p), gen_rate, gen_beta2)
+        if path_length and step % 4 == 0:
+            gradient, mean = path_gradient(gen.params, mean, last, move_key(state, step, 3))
+            gen.step(jax.tree.map(lambda g: 4 * g, gradient), gen_rate, gen_beta2)
+        ema = averaged(ema, gen.params, min(500_000, step * B * 0.05))
     assert_close(result.players["disc"].params, disc.params, state.players["disc"].params)
     assert_close(result.players["gen"].params, gen.params, state.players["gen"].params)
     assert_close(result.players["gen"].ema, ema, state.players["gen"].ema)
@@ -281,20 +281,15 @@ def test_six_steps_of_r3gan_are_the_authors():
 
     disc, gen = (Adam(state.players[name].params) for name in ("disc", "gen"))
     ema = gen.params
-    with plain():
-        for step, batch in enumerate(batches):
-            images = step * B
-            rate, beta2 = scheduled(2e-4, 5e-5, images), scheduled(0.9, 0.99, images)
-            gamma, p = scheduled(0.05, 0.005, images), scheduled(0.0, 0.55, images)
-            first, second = ({name: x[i] for name, x in batch.items()} for i in (0, 1))
-            key = move_key(state, step, 0)
-            disc.step(disc_gradient(disc.single, gen.single, first, key, p, gamma), rate, beta2)
-            gen.step(gen_gradient(gen.single, disc.single, second, move_key(state, step, 1), p), rate, beta2)
-            ema = averaged(ema, gen.params, scheduled(0, 64, images))
-    for found, expected in (
-        (result.players["disc"].params, disc.params),
-        (result.players["gen"].params, gen.params),
-        (result.players["gen"].ema, ema),
-    ):
-        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    for step, batch in enumerate(batches):
+        images = step * B
+        rate, beta2 = scheduled(2e-4, 5e-5, images), scheduled(0.9, 0.99, images)
+        gamma, p = scheduled(0.05, 0.005, images), scheduled(0.0, 0.55, images)
+        first, second = ({name: x[i] for name, x in batch.items()} for i in (0, 1))
+        key = move_key(state, step, 0)
+        disc.step(disc_gradient(disc.params, gen.params, first, key, p, gamma), rate, beta2)
+        gen.step(gen_gradient(gen.params, disc.params, second, move_key(state, step, 1), p), rate, beta2)
+        ema = averaged(ema, gen.params, scheduled(0, 64, images))
+    assert_close(result.players["disc"].params, disc.params, state.players["disc"].params)
+    assert_close(result.players["gen"].params, gen.params, state.players["gen"].params)
+    assert_close(result.players["gen"].ema, ema, state.players["gen"].ema)

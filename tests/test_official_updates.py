@@ -21,7 +21,9 @@ from tests import weights
 
 STEPS, B, CLASSES, SHAPE = 6, 8, 3, (8, 8, 3)
 ROWS = jnp.arange(B)
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICK = {"xla_backend_optimization_level": 0}
+quick = functools.partial(jax.jit, compiler_options=QUICK)
+gradients = functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +52,21 @@ def setting(*argv):
     game = image.make_game(config, pair)
     example = {"image": np.zeros((1, *SHAPE), np.float32), "label": np.zeros(1, np.int32), "row": np.zeros(1, np.int32)}
     state = weights.begun(game, example)
+    for name, player in state.players.items():
+        params = jax.tree_util.tree_map_with_path(scaled, player.params) if "stylegan2" in argv[0] else player.params
+        state.players[name] = player.replace(params=params, ema=None if player.ema is None else params)
     players = jax.tree.map(lambda x: x.astype(float) if x.dtype.kind == "f" else x, state.players)
-    players["disc"] = players["disc"].replace(variables=jax.tree.map(jnp.zeros_like, players["disc"].variables))
+    variables = jax.tree.map(jnp.zeros_like, players["disc"].variables)
+    if variables:
+        variables["augment"]["probability"] += 0.3
+    players["disc"] = players["disc"].replace(variables=variables)
     return pair, game, state.replace(players=players)
+
+
+def scaled(path, leaf):
+    """Weights of an equalised learning rate, N(0, 1), times 100 in the mapping networks."""
+    slow = any("apping" in str(entry) for entry in path) and "embed" not in str(path)
+    return leaf * (math.prod(leaf.shape[:-1]) ** 0.5 if leaf.ndim > 1 else 1) * (100 if slow else 1)
 
 
 def data(draws):
@@ -139,94 +153,102 @@ def assert_close(found, expected, before):
         assert np.abs(b - old).max() > 1e-4, f"{jax.tree_util.keystr(path)} stands still"
 
 
+# Gradients, at the pair's networks: compiled once for both settings of StyleGAN2.
+
+
+@gradients
+def stylegan2_disc(pair, disc, gen, variables, batch, key, p):
+    z_key, score_key, _ = keys_of(key, 3)
+    real_key, fake_key = keys_of(score_key, 2)
+    real, label = batch["image"], batch["label"]
+    fake = generated(pair, gen, variables, label, z_key)
+
+    def loss(disc):
+        real_logits = judged(pair, disc, real, label, real_key, p)
+        fake_logits = judged(pair, disc, fake, label, fake_key, p)
+        return jnp.mean(softplus(fake_logits) + softplus(-real_logits)), jnp.sign(real_logits)
+
+    return jax.grad(loss, has_aux=True)(disc)
+
+
+@gradients
+def stylegan2_penalty(pair, disc, batch, key, p):
+    score_key = jax.random.fold_in(keys_of(key, 3)[1], 0)
+
+    def loss(disc):
+        def total(x):
+            logits = judged(pair, disc, x, batch["label"], score_key, p)
+            return logits.sum(), jnp.sign(logits)
+
+        slope, signs = jax.grad(total, has_aux=True)(batch["image"])
+        return jnp.mean(jnp.sum(slope**2, (1, 2, 3))) * (0.01 / 2), signs
+
+    return jax.grad(loss, has_aux=True)(disc)
+
+
+@gradients
+def stylegan2_gen(pair, gen, disc, variables, batch, key, p):
+    z_key, fake_key, _ = keys_of(key, 3)
+    label = batch["label"]
+
+    def loss(gen):
+        fake = generated(pair, gen, variables, label, z_key)
+        return jnp.mean(softplus(-judged(pair, disc, fake, label, fake_key, p)))
+
+    return jax.grad(loss)(gen)
+
+
+@gradients
+def stylegan2_path(pair, gen, variables, mean, batch, key):
+    z_key, map_key, noise_key, y_key = keys_of(key, 4)
+    half = B // 2
+    z, label = latents(z_key, pair.generator.latent)[:half], batch["label"][:half]
+    y = jax.vmap(lambda k: jax.random.normal(k, SHAPE))(per_row(y_key))[:half] / math.sqrt(SHAPE[0] * SHAPE[1])
+
+    def loss(gen):
+        def apply(method, key, *inputs):
+            options = {"rngs": {"noise": jax.random.fold_in(key, 0)}, "method": method, "mutable": list(variables)}
+            return pair.generator.apply({"params": gen, **variables}, *inputs, train=True, **options)[0]
+
+        ws = apply("map", map_key, z, label)
+        slope = jax.grad(lambda ws: jnp.sum(apply("synthesise", noise_key, ws) * y))(ws)
+        lengths = jnp.sqrt(jnp.mean(jnp.sum(slope**2, 2), 1))
+        moved = mean + 0.01 * (lengths.mean() - mean)
+        return 2.0 * jnp.mean((lengths - moved) ** 2), moved
+
+    return jax.grad(loss, has_aux=True)(gen)
+
+
 @pytest.mark.parametrize("path_length", [False, True])
 def test_six_steps_of_stylegan2_are_the_authors(path_length):
     """`--cfg=cifar` with ADA; then with path length and R1 in every fourth step, to play each twice."""
     more = ("--path_length=2", "--gen_learning_rate=", "--gen_beta2=", "--penalty_every=4") if path_length else ()
     pair, game, state = setting("--preset=stylegan2_cifar10", "--width=6", "--ada_images=64", *more)
-    batches = data(game.draws)
+    batches, variables = data(game.draws), state.players["gen"].variables
     result = played(game, state, batches)
 
-    @quick
-    def disc_gradient(disc, gen, batch, key, p):
-        z_key, score_key, _ = keys_of(key, 3)
-        real_key, fake_key = keys_of(score_key, 2)
-        real, label = batch["image"], batch["label"]
-        fake = generated(pair, gen, state.players["gen"].variables, label, z_key)
-
-        def loss(disc):
-            real_logits = judged(pair, disc, real, label, real_key, p)
-            fake_logits = judged(pair, disc, fake, label, fake_key, p)
-            return jnp.mean(softplus(fake_logits) + softplus(-real_logits)), jnp.sign(real_logits)
-
-        return jax.grad(loss, has_aux=True)(disc)
-
-    @quick
-    def penalty_gradient(disc, batch, key, p):
-        score_key = jax.random.fold_in(keys_of(key, 3)[1], 0)
-
-        def loss(disc):
-            def total(x):
-                logits = judged(pair, disc, x, batch["label"], score_key, p)
-                return logits.sum(), jnp.sign(logits)
-
-            slope, signs = jax.grad(total, has_aux=True)(batch["image"])
-            return jnp.mean(jnp.sum(slope**2, (1, 2, 3))) * (0.01 / 2), signs
-
-        return jax.grad(loss, has_aux=True)(disc)
-
-    @quick
-    def gen_gradient(gen, disc, batch, key, p):
-        z_key, fake_key, _ = keys_of(key, 3)
-        label = batch["label"]
-
-        def loss(gen):
-            fake = generated(pair, gen, state.players["gen"].variables, label, z_key)
-            return jnp.mean(softplus(-judged(pair, disc, fake, label, fake_key, p)))
-
-        return jax.grad(loss)(gen)
-
-    @quick
-    def path_gradient(gen, mean, batch, key):
-        z_key, map_key, noise_key, y_key = keys_of(key, 4)
-        half = B // 2
-        z, label = latents(z_key, pair.generator.latent)[:half], batch["label"][:half]
-        variables = state.players["gen"].variables
-        y = jax.vmap(lambda k: jax.random.normal(k, SHAPE))(per_row(y_key))[:half] / math.sqrt(SHAPE[0] * SHAPE[1])
-
-        def loss(gen, mean):
-            def apply(method, key, *inputs):
-                options = {"rngs": {"noise": jax.random.fold_in(key, 0)}, "method": method, "mutable": list(variables)}
-                return pair.generator.apply({"params": gen, **variables}, *inputs, train=True, **options)[0]
-
-            ws = apply("map", map_key, z, label)
-            slope = jax.grad(lambda ws: jnp.sum(apply("synthesise", noise_key, ws) * y))(ws)
-            lengths = jnp.sqrt(jnp.mean(jnp.sum(slope**2, 2), 1))
-            mean = mean + 0.01 * (lengths.mean() - mean)
-            return 2.0 * jnp.mean((lengths - mean) ** 2), mean
-
-        return jax.grad(loss, has_aux=True)(gen, mean)
-
     disc, gen = (Adam(state.players[name].params) for name in ("disc", "gen"))
-    ema, p, mean, signs = gen.params, 0.0, 1.0, []
+    ema, p, mean, signs = gen.params, 0.3, 1.0, []
     lazy = 4 if path_length else 16
     disc_rate, disc_beta2 = 0.0025 * lazy / (lazy + 1), 0.99 ** (lazy / (lazy + 1))
     gen_rate, gen_beta2 = 0.0025 * 4 / 5, 0.99 ** (4 / 5)
     for step, batch in enumerate(batches):
         first, last = ({name: x[i] for name, x in batch.items()} for i in (0, -1))
-        gradient, found = disc_gradient(disc.params, gen.params, first, move_key(state, step, 0), p)
+        key = move_key(state, step, 0)
+        gradient, found = stylegan2_disc(pair, disc.params, gen.params, variables, first, key, p)
         disc.step(gradient, disc_rate, disc_beta2)
         signs.append(found)
         if step % 4 == 3:  # the authors' step ends here, as their generator moves first
             p = max(p + np.sign(np.mean(np.concatenate(signs)) - 0.6) * (B * 4) / 64, 0.0)
             signs = []
         if step % lazy == 0:
-            gradient, found = penalty_gradient(disc.params, first, move_key(state, step, 1), p)
+            gradient, found = stylegan2_penalty(pair, disc.params, first, move_key(state, step, 1), p)
             disc.step(jax.tree.map(lambda g: lazy * g, gradient), disc_rate, disc_beta2)
             signs.append(found)
-        gen.step(gen_gradient(gen.params, disc.params, last, move_key(state, step, 2), p), gen_rate, gen_beta2)
+        gradient = stylegan2_gen(pair, gen.params, disc.params, variables, last, move_key(state, step, 2), p)
+        gen.step(gradient, gen_rate, gen_beta2)
         if path_length and step % 4 == 0:
-            gradient, mean = path_gradient(gen.params, mean, last, move_key(state, step, 3))
+            gradient, mean = stylegan2_path(pair, gen.params, variables, mean, last, move_key(state, step, 3))
             gen.step(jax.tree.map(lambda g: 4 * g, gradient), gen_rate, gen_beta2)
         ema = averaged(ema, gen.params, min(500_000, step * B * 0.05))
     assert_close(result.players["disc"].params, disc.params, state.players["disc"].params)

@@ -81,8 +81,7 @@ class Pair:
         label = None if self.auxiliary else self.label(batch)
         params, variables = _split(self.discriminator.init(key, image, label, train=False))
         if self.adaptive:
-            signs = Signs(*jnp.zeros(len(Signs._fields)))._asdict()
-            variables = {**variables, "augment": {"probability": jnp.zeros(())}, "signs": signs}
+            variables = {**variables, "augment": {"probability": jnp.zeros(())}, "signs": Signs.none()._asdict()}
         return params, variables
 
     @property

@@ -51,6 +51,10 @@ class Signs(NamedTuple):
     number: jax.Array
     passes: jax.Array
 
+    @classmethod
+    def none(cls) -> "Signs":
+        return cls(*jnp.zeros(3))
+
     def with_logits(self, real_logits: jax.Array) -> "Signs":
         """Adds the signs of logits (b,) of this device."""
         total = collectives.mean(jnp.sum(jnp.sign(real_logits)))

@@ -315,12 +315,9 @@ def test_first_and_second_derivatives(name):
 # --- how often
 
 
-NO_SIGNS = augment.Signs(*jnp.zeros(3))
-
-
 def adapted(adaptive, p, *passes, images=64):
     """p after passes with these real logits, and after each of them."""
-    signs, history = NO_SIGNS, []
+    signs, history = augment.Signs.none(), []
     for real_logits in passes:
         p, signs = augment.adapt(adaptive, jnp.float32(p), signs, jnp.array(real_logits), images)
         history.append(float(p))
@@ -343,7 +340,7 @@ def test_adaptation_is_clipped_at_0_and_not_at_1():
 
 def test_signs_of_a_lazy_penalty_count():
     """As in the authors' code, whose real batch is scored again for R1; it is no pass of its own."""
-    signs = NO_SIGNS.with_logits(jnp.array([-1.0, -1, -1]))
+    signs = augment.Signs.none().with_logits(jnp.array([-1.0, -1, -1]))
     p, signs = augment.adapt(Adaptive(0.6, 1000, interval=2), jnp.float32(0.5), signs, jnp.ones(3), 64)
     assert (float(p), *map(float, signs)) == (0.5, 0, 6, 1)
     p, signs = augment.adapt(Adaptive(0.6, 1000, interval=2), p, signs, jnp.ones(3), 64)
@@ -355,7 +352,7 @@ def test_adaptation_looks_at_all_devices():
     logits = jnp.array([[1.0, 2], [3.0, -4]])
 
     def step(logits):
-        return augment.adapt(Adaptive(0.6, 1000, interval=1), jnp.float32(0.3), NO_SIGNS, logits, 100)[0]
+        return augment.adapt(Adaptive(0.6, 1000, interval=1), jnp.float32(0.3), augment.Signs.none(), logits, 100)[0]
 
     moved = jax.block_until_ready(jax.pmap(step, axis_name=collectives.AXIS)(logits))
     np.testing.assert_allclose(moved, [0.2, 0.2], atol=1e-6)

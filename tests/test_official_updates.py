@@ -219,7 +219,7 @@ def stylegan2_path(pair, gen, variables, mean, batch, key):
     return jax.grad(loss, has_aux=True)(gen)
 
 
-@pytest.mark.parametrize("path_length", [False, True])
+@pytest.mark.parametrize("path_length", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_six_steps_of_stylegan2_are_the_authors(path_length):
     """`--cfg=cifar` with ADA; then with path length and R1 in every fourth step, to play each twice."""
     more = ("--path_length=2", "--gen_learning_rate=", "--gen_beta2=", "--penalty_every=4") if path_length else ()
@@ -228,7 +228,7 @@ def test_six_steps_of_stylegan2_are_the_authors(path_length):
     result = played(game, state, batches)
 
     disc, gen = (Adam(state.players[name].params) for name in ("disc", "gen"))
-    ema, p, mean, signs = gen.params, 0.3, 1.0, []
+    ema, p, mean, signs = gen.params, np.float64(0.3), np.float64(1.0), []
     lazy = 4 if path_length else 16
     disc_rate, disc_beta2 = 0.0025 * lazy / (lazy + 1), 0.99 ** (lazy / (lazy + 1))
     gen_rate, gen_beta2 = 0.0025 * 4 / 5, 0.99 ** (4 / 5)
@@ -239,7 +239,7 @@ def test_six_steps_of_stylegan2_are_the_authors(path_length):
         disc.step(gradient, disc_rate, disc_beta2)
         signs.append(found)
         if step % 4 == 3:  # the authors' step ends here, as their generator moves first
-            p = max(p + np.sign(np.mean(np.concatenate(signs)) - 0.6) * (B * 4) / 64, 0.0)
+            p = np.maximum(p + np.sign(np.mean(np.concatenate(signs)) - 0.6) * (B * 4) / 64, 0.0)
             signs = []
         if step % lazy == 0:
             gradient, found = stylegan2_penalty(pair, disc.params, first, move_key(state, step, 1), p)

@@ -214,7 +214,8 @@ class Generator(nn.Module):
         self.length = self.variable("path", "mean", jnp.zeros, ())
         self.pixels = sum(h * w for h, w in noise_sizes(sizes(self.shape)))
         if self.is_initializing():  # else it may be missing
-            self.variable("noise", "constant", lambda: jax.random.normal(self.make_rng("params"), (self.pixels,)))
+            draw = nn.initializers.normal(1.0)
+            self.variable("noise", "constant", lambda: draw(self.make_rng("params"), (self.pixels,), jnp.float32))
 
     def __call__(
         self, z: jax.Array, label: jax.Array | None = None, train: bool = False, psi: jax.Array | float | None = None

@@ -67,6 +67,7 @@ class Config(Common):
     gen_learning_rate: tuple[float, ...] = option((), "the generator's, if it differs")
     beta1: float = option(0.5, "Adam's β1")
     beta2: tuple[float, ...] = option((0.999,), "Adam's β2: one value, or start,end")
+    gen_beta2: tuple[float, ...] = option((), "the generator's, if it differs")
     clip_gradients: float = option(0.0, "largest global norm of a gradient; 0: not clipped")
     clip_weights: float = option(0.0, "bound on the critic's weights (WGAN); 0: none")
     disc_steps: int = option(1, "moves of the discriminator to one of the generator")
@@ -143,7 +144,8 @@ def augmentation(config: Config, channels: int) -> augment.Augment | None:
         return None
     probability: Any = annealed(config, config.augment_probability)
     if config.ada_target:
-        probability = augment.Adaptive(config.ada_target, config.ada_images)
+        # Four batches, of which each is scored in so many passes.
+        probability = augment.Adaptive(config.ada_target, config.ada_images, interval=4 * config.accumulate)
     return augment.Augment(augment.policy(config.augment, channels), probability)
 
 
@@ -160,14 +162,21 @@ def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     return network(**arguments)
 
 
-def optimizer(config: Config, learning_rate: tuple[float, ...], clip_weights: float = 0.0, every: int = 1) -> Optimizer:
+def optimizer(
+    config: Config,
+    learning_rate: tuple[float, ...],
+    clip_weights: float = 0.0,
+    every: int = 1,
+    decay: tuple[float, ...] = (),
+) -> Optimizer:
     """An Optax transformation whose learning rate and β2 follow the images seen.
 
+    decay: β2, where it is not that of --beta2.
     every: its moves between two of a lazy regularisation, which are moves of this optimizer too: it then takes
       every + 1 in the time of `every`, so learning rate and decay rates shrink by that (arXiv:1912.04958, appendix B).
     """
     rate = annealed(config, learning_rate)
-    beta2 = annealed(config, config.beta2)
+    beta2 = annealed(config, decay or config.beta2)
     share = every / (every + 1) if every > 1 else 1.0
 
     def at(images: jax.Array) -> optax.GradientTransformation:
@@ -222,6 +231,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
             config,
             config.gen_learning_rate or config.learning_rate,
             every=config.path_every if config.path_length else 1,
+            decay=config.gen_beta2,
         ),
         disc_optimizer=optimizer(
             config,

@@ -11,7 +11,7 @@ from jaxgan.metrics.measure import METRICS
 # Flags of one value, or start,end over --anneal_images; the others may be empty.
 NEEDED = ("learning_rate", "beta2", "augment_probability")
 PENALTIES = ("r1", "r2", "wgan_gp", "dragan")
-SCHEDULES = (*NEEDED, "gen_learning_rate", *PENALTIES, "instance_noise", "ema")
+SCHEDULES = (*NEEDED, "gen_learning_rate", "gen_beta2", *PENALTIES, "instance_noise", "ema")
 LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 32 bits; of moves that are all kept
 
 ONES = ("disc_steps", "penalty_every", "path_every", "accumulate", "pack")
@@ -44,6 +44,7 @@ NEEDS = {
     "anneal_images": MOVING,
     "beta1": Need(lambda c: c.optimizer == "adam", "without --optimizer=adam"),
     "beta2": Need(lambda c: c.optimizer == "adam", "without --optimizer=adam"),
+    "gen_beta2": Need(lambda c: c.optimizer == "adam", "without --optimizer=adam"),
 }
 
 
@@ -54,7 +55,7 @@ def check(config: Any, devices: int) -> None:
         if len(values) > 2 or (name in NEEDED and not values):
             raise InputError(f"--{name}={written(values)}: expected one value, or start,end")
     check_least(config, dict.fromkeys(ONES, 1) | dict.fromkeys((*ZEROS, *RATES, *PENALTIES, "consistency"), 0))
-    check_decays(config, ("beta1", "beta2"))
+    check_decays(config, ("beta1", "beta2", "gen_beta2"))
     for name in (*ONES, *ZEROS):
         most = UNROLLED if name == "unroll" else LARGEST
         if getattr(config, name) > most:

@@ -326,7 +326,7 @@ def corresponding(config: Config, pair: adversarial.Pair, target: Target) -> Gam
 
     moves = [both(*pair) for pair in zip(whole.moves, parts.moves, strict=True)]
     moves[-1] = dataclasses.replace(moves[-1], loss=consistent(moves[-1].loss, pair, config))
-    still = Player(pair.init_generator, optax.set_to_zero())
+    still = Player(pair.init_generator, optax.set_to_zero(), added=parts.players["gen"].added)
     players = {"disc": whole.players["disc"], "gen": parts.players["gen"], "source": still}
     return Game(players, tuple(moves))
 

@@ -19,11 +19,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import erf, erfinv
 
 from jaxgan import collectives
-from jaxgan.augment import Adaptive, Augment, adapt
+from jaxgan.augment import Adaptive, Augment, Signs, adapt
 from jaxgan.game import Batch, Game, Move, Optimizer, Player, State
 from jaxgan.losses import Loss
 from jaxgan.penalties import Penalty, at_real
@@ -79,9 +80,15 @@ class Pair:
         image = jnp.tile(batch["image"], self.pack)
         label = None if self.auxiliary else self.label(batch)
         params, variables = _split(self.discriminator.init(key, image, label, train=False))
-        if self.augment is not None and isinstance(self.augment.probability, Adaptive):
-            variables = {**variables, "augment": {"probability": jnp.zeros(())}}
+        if self.adaptive:
+            variables = {**variables, "augment": {"probability": jnp.zeros(())}, "signs": Signs.none()._asdict()}
         return params, variables
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """How the probability of augmentation adapts, if it does."""
+        how = None if self.augment is None else self.augment.probability
+        return how if isinstance(how, Adaptive) else None
 
     def label(self, batch: Batch) -> jax.Array | None:
         return batch["label"] if self.conditional else None
@@ -122,12 +129,19 @@ class Pair:
         return variables["augment"]["probability"] if isinstance(how, Adaptive) else at(how, state.seen)
 
     def adapted(self, variables: Any, real_logits: jax.Array) -> Any:
-        """The variables after the discriminator has judged real images, for an adaptive probability."""
-        if self.augment is None or not isinstance(self.augment.probability, Adaptive):
+        """The variables after a pass of real images in the discriminator's loss, for an adaptive probability."""
+        if not self.adaptive:
             return variables
         images = real_logits.shape[0] * self.pack * collectives.size()
-        now = adapt(self.augment.probability, variables["augment"]["probability"], real_logits, images)
-        return {**variables, "augment": {"probability": now}}
+        signs = Signs(**variables["signs"])
+        p, signs = adapt(self.adaptive, variables["augment"]["probability"], signs, real_logits, images)
+        return {**variables, "augment": {"probability": p}, "signs": signs._asdict()}
+
+    def counted(self, variables: Any, real_logits: jax.Array) -> Any:
+        """The variables after a pass of real images in a penalty: its signs count, but p is not adjusted."""
+        if not self.adaptive:
+            return variables
+        return {**variables, "signs": Signs(**variables["signs"]).with_logits(real_logits)._asdict()}
 
 
 def packed(images: jax.Array, m: int) -> jax.Array:
@@ -213,7 +227,8 @@ def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, s
     for i, penalty in enumerate(penalties):
         x = penalty.points(image_keys(mix_key, batch["row"]), real, fake)
         critic = pair.critic(params["disc"], state, batch, jax.random.fold_in(score_key, i))
-        _, gradient, variables = _score(critic, variables, x, True)
+        output, gradient, variables = _score(critic, variables, x, True)
+        variables = pair.counted(variables, logit(output)) if x is real else variables
         value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
         total += every * at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
@@ -313,10 +328,13 @@ def game(
     # Only a paired loss or a conditional game looks at the generator's share of the data; else none is read for it.
     draw = loss.paired or pair.conditional or bool(unroll)
     moves.append(Move("gen", function, draw=draw, accumulate=accumulate))
+    # A network may name collections of variables that its older version lacked; so does an adaptive probability.
+    disc_added, gen_added = (getattr(network, "added", {}) for network in (pair.discriminator, pair.generator))
+    disc_added = {**disc_added, "signs": functools.partial(np.zeros, dtype=np.float32)} if pair.adaptive else disc_added
     return Game(
         players={
-            "disc": Player(_keeping(pair.init_discriminator, terms["disc"]), disc_optimizer),
-            "gen": Player(_keeping(pair.init_generator, terms["gen"]), gen_optimizer, ema),
+            "disc": Player(_keeping(pair.init_discriminator, terms["disc"]), disc_optimizer, added=disc_added),
+            "gen": Player(_keeping(pair.init_generator, terms["gen"]), gen_optimizer, ema, gen_added),
         },
         moves=tuple(moves),
     )

@@ -22,15 +22,19 @@ from jaxgan import collectives
 from jaxgan.errors import InputError, unknown
 from jaxgan.layers import geometry, wavelet
 
-# keys (b,), images (b, h, w, c) in [-1, 1], p in [0, 1] -> images, whose range is no longer bounded
+# keys (b,), images (b, h, w, c) in [-1, 1], p >= 0 -> images, whose range is no longer bounded
 Apply: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]
 
 
 class Adaptive(NamedTuple):
-    """p follows the discriminator, at the speed of 0 to 1 in `images` images (arXiv:2006.06676, section 3)."""
+    """p follows the discriminator, at the speed of 0 to 1 in `images` images (arXiv:2006.06676, section 3).
+
+    interval: passes of real images in the discriminator's loss between two adjustments of p.
+    """
 
     target: float = 0.6
     images: float = 500_000.0
+    interval: int = 4
 
 
 class Augment(NamedTuple):
@@ -40,16 +44,39 @@ class Augment(NamedTuple):
     probability: float | Callable[[jax.Array], jax.Array] | Adaptive = 1.0
 
 
-def adapt(adaptive: Adaptive, p: jax.Array, real_logits: jax.Array, images: jax.Array | int) -> jax.Array:
-    """The next p: up by `images` / adaptive.images if r_t = E[sign(D(real))] is above its target, down if below.
+class Signs(NamedTuple):
+    """Signs of D(real) since the last adjustment of p, of an average device: their sum and number, and the passes."""
 
-    real_logits: (b,), this device's; the mean is over all devices. images: how many images, on all devices, this
-    adjustment stands for. The authors average r_t over four batches and let p exceed 1 (arXiv:2006.06676, eq. 1); here
-    each batch adjusts by its share, and p is a probability.
+    total: jax.Array
+    number: jax.Array
+    passes: jax.Array
+
+    @classmethod
+    def none(cls) -> "Signs":
+        return cls(*jnp.zeros(3))
+
+    def with_logits(self, real_logits: jax.Array) -> "Signs":
+        """Adds the signs of logits (b,) of this device."""
+        total = collectives.mean(jnp.sum(jnp.sign(real_logits)))
+        return self._replace(total=self.total + total, number=self.number + len(real_logits))
+
+
+def adapt(
+    adaptive: Adaptive, p: jax.Array, signs: Signs, real_logits: jax.Array, images: jax.Array | int
+) -> tuple[jax.Array, Signs]:
+    """p and the signs after a pass of real images with these logits (b,); every `interval` passes, p is adjusted.
+
+    It then rises by `interval` * `images` / adaptive.images if r_t = E[sign(D(real))], over all signs since the last
+    adjustment, is above its target, and falls by as much if below, to no less than 0 (arXiv:2006.06676, section 3).
+    Above 1 it is not clipped, as in the authors' code: an augmentation of strength 1 is then applied to every image.
+
+    images: of one pass, on all devices.
     """
-    overfitting = collectives.mean(jnp.mean(jnp.sign(real_logits)))
-    step = jnp.sign(overfitting - adaptive.target) * images / adaptive.images
-    return jnp.clip(p + step, 0.0, 1.0)
+    signs = signs.with_logits(real_logits)._replace(passes=signs.passes + 1)
+    step = jnp.sign(signs.total / signs.number - adaptive.target) * (adaptive.interval * images / adaptive.images)
+    due = signs.passes >= adaptive.interval
+    p = jnp.where(due, jnp.maximum(p + step, 0.0), p)
+    return p, jax.tree.map(lambda x: jnp.where(due, 0.0, x), signs)
 
 
 # --- DiffAugment (arXiv:2006.10738)

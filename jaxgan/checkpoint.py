@@ -19,7 +19,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ from jaxgan import files, hosts, lastwords, leaves, memory, quiet, shelf
 from jaxgan.errors import Ending, InputError, StorageFault
 
 LARGEST = 2**26  # bytes of a table, which is read as a whole
+
+Added = Mapping[str, Callable[[tuple[int, ...]], np.ndarray]]  # prefix of leaves' names -> (shape -> array)
 
 
 class Checkpoints:
@@ -136,13 +138,21 @@ class Checkpoints:
         except OSError as error:
             raise StorageFault(f"cannot amend the checkpoint of step {step}: {error.strerror or error}") from None
 
-    def restore(self, template: Any, step: int | None = None, before: int | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self,
+        template: Any,
+        step: int | None = None,
+        before: int | None = None,
+        added: Added | None = None,
+    ) -> tuple[int, Any] | None:
         """The newest state that is whole, with its step; None if there are no checkpoints.
 
         Args:
           template: a state of the same structure, or its shapes; leaves tell dtypes, shapes and shardings, not values.
           step: take this one and no other.
           before: take none of this step or later, and move those aside.
+          added: leaves of `template` that a checkpoint of an older version may lack, {prefix of their names: shape ->
+            the array to use in their place}.
 
         A damaged checkpoint is reported by a warning and the one before it is used; the next `save` moves it aside.
         Raises `InputError` if all are damaged, or if one holds other leaves than `template`, naming the first.
@@ -153,7 +163,7 @@ class Checkpoints:
 
         def newest() -> int | None:
             self._damaged |= {step for step in self.steps if before is not None and step >= before}
-            found = _newest(self._directory, step, expected, self._damaged)
+            found = _newest(self._directory, step, expected, self._damaged, added)
             if before is not None:
                 with files.faults(self._directory):
                     self._tidy()  # at once: a process that starts anew is not to go on from them
@@ -321,7 +331,11 @@ def _by_itself() -> Any:
 
 
 def _newest(
-    directory: epath.Path, step: int | None, expected: leaves.Manifest | None, damaged: set[int]
+    directory: epath.Path,
+    step: int | None,
+    expected: leaves.Manifest | None,
+    damaged: set[int],
+    added: Added | None = None,
 ) -> tuple[int, dict[str, np.ndarray]] | None:
     """The newest that is whole, or `step`. Adds those that are not to `damaged`."""
     steps = shelf.steps(directory)
@@ -330,7 +344,7 @@ def _newest(
     candidates = [step for step in steps[::-1] if step not in damaged] if step is None else [step]
     for candidate in candidates:
         try:
-            return candidate, _load(directory / str(candidate), expected)
+            return candidate, _load(directory / str(candidate), expected, added or {})
         except _Damaged as error:
             reason = f"checkpoint {os.fspath(directory / str(candidate))!r} is damaged ({error})"
             if candidate == candidates[-1]:
@@ -341,12 +355,16 @@ def _newest(
     return None
 
 
-def _load(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.ndarray]:
+def _load(
+    path: epath.Path,
+    expected: leaves.Manifest | None,
+    added: Added,
+) -> dict[str, np.ndarray]:
     """The leaves of one checkpoint by name. Raises `_Damaged`, or `InputError` if they are not those `expected`."""
     quiet.hush()
     with quiet.quietly(), _by_itself():
         try:
-            return _verified(path, expected)
+            return _verified(path, expected, added)
         except (Ending, _Damaged):
             raise
         except Exception as error:  # damage shows as any error at all: of files, of JSON, of TensorStore
@@ -354,7 +372,11 @@ def _load(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.nd
     raise _Damaged(reason)
 
 
-def _verified(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, np.ndarray]:
+def _verified(
+    path: epath.Path,
+    expected: leaves.Manifest | None,
+    added: Added,
+) -> dict[str, np.ndarray]:
     ocp = _orbax()
     if odd := files.odd(path, "*_METADATA", LARGEST):
         raise _Damaged(odd)
@@ -363,8 +385,14 @@ def _verified(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, n
     manifest = custom.get("leaves")
     if not manifest or leaves.crc(manifest) != custom.get("crc"):
         raise _Damaged("the table of its leaves is gone or changed")
+    fills = {
+        name: fill
+        for name in expected or {}
+        for prefix, fill in added.items()
+        if name.startswith(prefix) and name not in manifest
+    }
     if expected is not None:
-        _compare(path, manifest, expected)
+        _compare(path, manifest, {name: entry for name, entry in expected.items() if name not in fills})
     _check_shapes(path, manifest, dict(leaves.names(metadata.metadata["state"])))
     stored = ocp.load_checkpointables(path, {"state": None})["state"]
     arrays = {name: np.asarray(array) for name, array in leaves.names(stored)}
@@ -375,6 +403,9 @@ def _verified(path: epath.Path, expected: leaves.Manifest | None) -> dict[str, n
         same = dtype.startswith("key<") or [str(array.dtype), list(array.shape)] == [dtype, shape]
         if not same or leaves.crc(array) != crc:
             raise _Damaged(f"{name} is not what was written")
+    for name, fill in fills.items():
+        dtype, shape = (expected or {})[name]
+        arrays[name] = np.asarray(fill(tuple(shape)), dtype).reshape(shape)
     return arrays
 
 

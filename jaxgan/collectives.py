@@ -23,6 +23,14 @@ def mean(tree):
     return lax.pmean(tree, AXIS) if size() > 1 else tree
 
 
+def neighbors_mean(tree, count: int):
+    """The mean of every leaf over `count` consecutive devices, which divides their number. Differentiable."""
+    if count == 1:
+        return tree
+    groups = [list(range(first, first + count)) for first in range(0, size(), count)]
+    return lax.pmean(tree, AXIS, axis_index_groups=groups)
+
+
 def gather(x: jax.Array) -> jax.Array:
     """(b, ...) on each device -> (devices * b, ...), rows in the order of the devices. Differentiable."""
     return lax.all_gather(x, AXIS, tiled=True) if size() > 1 else x

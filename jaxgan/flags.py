@@ -98,6 +98,10 @@ def parse(
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
     config = config_class(**overrides)
+    if preset and _begun(config):
+        # A run that began before a flag existed goes on without what its preset has come to say of it.
+        begun_with = read(config.workdir)["config"]
+        config = config_class(**{name: v for name, v in overrides.items() if name in given or name in begun_with})
     _check_needs(config, argv if typed is None else typed)
     return config
 

@@ -37,11 +37,14 @@ class Player:
       (batch statistics, spectral-norm vectors, an augmentation probability ...), {} if there are none.
     optimizer: an Optax transformation, or a function of the images seen that returns one.
     ema: half-life in images of the parameters' moving average, or a function of the images seen; None: no average.
+    added: collections of `variables` that older versions did not store, {name: shape of a leaf -> the array that a
+      checkpoint without it is resumed with}.
     """
 
     init: Callable[[jax.Array, Batch], tuple[Tree, Tree]]
     optimizer: Optimizer
     ema: float | Callable[[jax.Array], jax.Array] | None = None
+    added: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +167,18 @@ class Game:
             state, played = self._play(move, state, examples, jax.random.fold_in(step_key, i))
             metrics |= {f"{move.title}/{name}": value for name, value in played.items()}
         images = next(iter(batch.values())).shape[1] * collectives.size()
-        state = state.replace(step=state.step + 1, images=state.images + jnp.uint32(images))
+        # Schedules are evaluated at the images seen before the step, those of the averages too.
         players = {n: p.replace(ema=_average(self.players[n], p, state, images)) for n, p in state.players.items()}
-        return state.replace(players=players), metrics
+        state = state.replace(step=state.step + 1, images=state.images + jnp.uint32(images), players=players)
+        return state, metrics
+
+    def added(self) -> dict[str, Callable[[tuple[int, ...]], np.ndarray]]:
+        """`Player.added` of all players by the prefix of the leaves' names, for `Checkpoints.restore`."""
+        return {
+            f"players/{name}/variables/{collection}/": fill
+            for name, player in self.players.items()
+            for collection, fill in player.added.items()
+        }
 
     def _play(self, move: Move, state: State, examples: Batch, key: jax.Array) -> tuple[State, dict]:
         """All repetitions of one move, in the steps in which it is played."""
@@ -227,7 +239,10 @@ def _gradients(move: Move, state: State, batch: Batch, key: jax.Array) -> tuple[
 
 
 def _average(player: Player, state: PlayerState, now: State, images: int) -> Tree:
-    """The moving average after this step: it forgets half of what it knew in a half-life of images."""
+    """The moving average after a step of `images` images: its weight halves in a half-life of images.
+
+    now: the state whose image count is that before the step.
+    """
     if player.ema is None:
         return None
     half_life = player.ema(now.seen) if callable(player.ema) else player.ema

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgan import collectives
 from jaxgan.regularisers import Regulariser, View
 
 LEAST, MOST = math.log(0.5), 1.0  # of a log standard deviation: a code told exactly would outweigh everything
@@ -79,7 +80,7 @@ def shared(p: jax.Array, q: jax.Array, even: float = 1.0) -> jax.Array:
 
     even: weight of the categories' entropies (1 in eq. 3): above 1, all categories are used about as often.
     """
-    joint = p.T @ q / len(p)
+    joint = collectives.mean(p.T @ q / len(p))  # of all devices: the information is not linear in it
     joint = jnp.maximum((joint + joint.T) / 2, 1e-12)
     return jnp.sum(joint * (jnp.log(joint) - even * (jnp.log(joint.sum(0)) + jnp.log(joint.sum(1))[:, None])))
 

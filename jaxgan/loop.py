@@ -105,7 +105,7 @@ def run(
         )
         step, owed, rollbacks, went_back = 0, None, 0, hosts.agree(rollback.count, directory)
         tried = None  # the step from which the last rollback plays on
-        if found := checkpoints.restore(shapes):
+        if found := checkpoints.restore(shapes, added=game.added()):
             step, state = found
             kept = hosts.agree(checkpoint.describe, directory / "checkpoints", step)["metadata"] or {}
             rollbacks, owed = kept.get("rollbacks", 0), kept.get("owed")
@@ -141,7 +141,7 @@ def run(
                     checkpoints.wait()
                     # One that leads nowhere was saved too late: then the one before it, or from the start.
                     late = tried if tried in hosts.agree(lambda: checkpoints.steps[-1:]) else None
-                    step, state = checkpoints.restore(shapes, before=late) or (0, first())
+                    step, state = checkpoints.restore(shapes, before=late, added=game.added()) or (0, first())
                     hosts.agree(rollback.go_back, directory, step, rollbacks)
                 state, owed, tried = rollback.other_noise(state, rollbacks, devices), None, step
                 again = "" if late is None else f", again after the checkpoint of step {late}, which is moved aside"

@@ -45,8 +45,8 @@ def path_length(
     """weight · every · E (|Jᵀ y| - a)², J = ∂ image / ∂ styles, y ~ N(0, I) / sqrt(h w) (eq. 4): a generator's move.
 
     |Jᵀ y|² is the mean over the layers' styles. `a` is the moving average of the lengths over all devices, which takes
-    in `decay` of this batch first; it counts as a constant, as the paper has it (in the authors' code that hundredth of
-    it has a gradient). Their weight is 2, played every 4 steps.
+    in `decay` of this batch first; as in the authors' code, that part of it has a gradient. Their weight is 2, played
+    every 4 steps.
 
     shrink: of the batch, that part is looked at, at least one image: the second derivatives need memory.
     """
@@ -81,7 +81,7 @@ def path_length(
     lengths = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(pull(y)[0]), 2), 1))  # (b,)
 
     mean = gen.variables["path"]["mean"]
-    mean += decay * (jax.lax.stop_gradient(collectives.mean(lengths.mean())) - mean)
+    mean += decay * (collectives.mean(lengths.mean()) - mean)
     penalty = jnp.mean(jnp.square(lengths - mean))
     metrics = {"length": lengths.mean(), "penalty": penalty}
     return weight * every * penalty, (metrics, {"gen": {**variables, "path": {"mean": mean}}})

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgan import collectives
+
 
 def squared_norm(gradient: jax.Array) -> jax.Array:
     """||g||² of each example: (b, ...) -> (b,)."""
@@ -46,8 +48,8 @@ def between(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
 
 
 def around(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
-    """x + α σ/2 u, u ~ U[0, 1] for each pixel, α ~ U[0, 1] for each image, σ the standard deviation of the batch on
-    this device (arXiv:1705.07215).
+    """x + α σ/2 u, u ~ U[0, 1] for each pixel, α ~ U[0, 1] for each image, σ the standard deviation of the batch over
+    all devices (arXiv:1705.07215).
 
     The noise is that of the authors' experiments; the paper's algorithm 1 leaves its distribution open.
     """
@@ -56,7 +58,8 @@ def around(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
         near, far = jax.random.split(key)
         return jax.random.uniform(near) * jax.random.uniform(far, real.shape[1:])
 
-    return real + 0.5 * jnp.std(real) * jax.vmap(offset)(keys)
+    variance = collectives.mean(jnp.mean(jnp.square(real - collectives.mean(jnp.mean(real)))))
+    return real + 0.5 * jnp.sqrt(variance) * jax.vmap(offset)(keys)
 
 
 class Penalty(NamedTuple):

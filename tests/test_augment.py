@@ -315,21 +315,46 @@ def test_first_and_second_derivatives(name):
 # --- how often
 
 
-def test_adaptation_by_hand():
-    adaptive, p = Adaptive(target=0.6, images=1000), jnp.float32(0.3)
-    # Signs of mean 0.5 are below the target, of mean 1 above it; a logit of 0 has no sign.
-    for logits, moved in (([3.0, 0.1, -2, 5], -0.064), ([1.0, 2, 3, 4], 0.064), ([0.0, 1, 1, 1], 0.064)):
-        assert float(augment.adapt(adaptive, p, jnp.array(logits), 64)) == pytest.approx(0.3 + moved, abs=1e-6)
-    assert augment.adapt(adaptive, jnp.float32(0.01), jnp.array([-1.0]), 64) == 0
-    assert augment.adapt(adaptive, jnp.float32(0.99), jnp.array([1.0]), 64) == 1
-    assert augment.adapt(Adaptive(0.5), p, jnp.array([1.0, 1, 1, -1]), 64) == p  # r_t is its target
+def adapted(adaptive, p, *passes, images=64):
+    """p after passes with these real logits, and after each of them."""
+    signs, history = augment.Signs.none(), []
+    for real_logits in passes:
+        p, signs = augment.adapt(adaptive, jnp.float32(p), signs, jnp.array(real_logits), images)
+        history.append(float(p))
+    return history
+
+
+def test_adaptation_follows_the_mean_sign_of_four_batches():
+    adaptive, half, one = Adaptive(target=0.6, images=1000), [3.0, 0.1, -2, 5], [1.0, 2, 3, 4]
+    # Three means of 0.5, below the target, and one of 1: 0.625 together. Then 0.5 alone; a logit of 0 has no sign.
+    history = adapted(adaptive, 0.3, half, half, half, one, half, half, [0.0, 1, 1, -1], half)
+    np.testing.assert_allclose(history, [0.3] * 3 + [0.556] * 4 + [0.3], atol=1e-6)
+    assert adapted(Adaptive(0.5), 0.3, *[[1.0, 1, 1, -1]] * 4)[-1] == pytest.approx(0.3)  # r_t is its target
+
+
+def test_adaptation_is_clipped_at_0_and_not_at_1():
+    adaptive = Adaptive(0.6, 1000)
+    assert adapted(adaptive, 0.1, *[[-1.0]] * 4)[-1] == 0
+    assert adapted(adaptive, 0.99, *[[1.0]] * 8)[-1] == pytest.approx(0.99 + 2 * 0.256)
+
+
+def test_signs_of_a_lazy_penalty_count():
+    """As in the authors' code, whose real batch is scored again for R1; it is no pass of its own."""
+    signs = augment.Signs.none().with_logits(jnp.array([-1.0, -1, -1]))
+    p, signs = augment.adapt(Adaptive(0.6, 1000, interval=2), jnp.float32(0.5), signs, jnp.ones(3), 64)
+    assert (float(p), *map(float, signs)) == (0.5, 0, 6, 1)
+    p, signs = augment.adapt(Adaptive(0.6, 1000, interval=2), p, signs, jnp.ones(3), 64)
+    assert float(p) == pytest.approx(0.5 - 0.128) and float(sum(signs)) == 0  # 3 of 9
 
 
 def test_adaptation_looks_at_all_devices():
     """Signs of mean 1 and 0 on two devices: each alone would move p its own way."""
     logits = jnp.array([[1.0, 2], [3.0, -4]])
-    step = functools.partial(augment.adapt, Adaptive(0.6, 1000), jnp.float32(0.3), images=100)
-    moved = jax.block_until_ready(jax.pmap(lambda x: step(real_logits=x), axis_name=collectives.AXIS)(logits))
+
+    def step(logits):
+        return augment.adapt(Adaptive(0.6, 1000, interval=1), jnp.float32(0.3), augment.Signs.none(), logits, 100)[0]
+
+    moved = jax.block_until_ready(jax.pmap(step, axis_name=collectives.AXIS)(logits))
     np.testing.assert_allclose(moved, [0.2, 0.2], atol=1e-6)
 
 

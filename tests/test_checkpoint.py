@@ -107,6 +107,10 @@ def test_wrong_use_is_one_line(tmp_path):
         more.players["gen"]["ema"] = jnp.zeros(2)
         with pytest.raises(InputError, match="players/gen/ema is no such leaf there"):
             saved.restore(more)
+        fill = {"players/gen/em": lambda shape: np.arange(*shape)}
+        assert [float(x) for x in saved.restore(more, added=fill)[1].players["gen"]["ema"]] == [0, 1]
+        with pytest.raises(InputError, match="players/gen/ema is no such leaf there"):
+            saved.restore(more, added={"players/disc": np.zeros})
         with pytest.raises(InputError, match=r"no checkpoint of step 7 .* \[1\]"):
             saved.restore(make(), 7)
     with pytest.raises(InputError, match="no checkpoint in"):

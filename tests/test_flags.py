@@ -56,6 +56,17 @@ def test_default_then_preset_then_flag():
     assert isinstance(parse("--preset=big").lr, float)
 
 
+def test_a_run_of_before_a_flag_goes_on_without_what_its_preset_says_of_it(tmp_path):
+    flags.write(Config(workdir=str(tmp_path)), tmp_path)
+    argv = ("--preset=big", f"--workdir={tmp_path}")
+    assert parse(*argv).metrics == ("fid", "kid")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["config"]["metrics"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert parse(*argv) == Config(workdir=str(tmp_path), steps=7, lr=1.0, mirror=True, seed=3)
+    assert parse(*argv, "--metrics=kid").metrics == ("kid",)  # which `check_same` refuses
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

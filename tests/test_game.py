@@ -183,8 +183,8 @@ def test_ema_forgets_half_in_a_half_life():
 
 
 def test_ema_half_life_follows_the_images():
-    """After a step of which `images` is n, the half-life is that at n; a half-life of 0 copies the parameters."""
-    game = Game({"a": player(ema=lambda images: images - 4.0)}, (Move("a", towards("a")),))
+    """The half-life of a step is that at the images before it; a half-life of 0 copies the parameters."""
+    game = Game({"a": player(ema=lambda images: images)}, (Move("a", towards("a")),))
     state, w, average = start(game, 4), 1.0, 1.0
     for i in range(1, 4):
         state, _ = play(game, state, batch([[0, 2, 4, 6 * i]]))

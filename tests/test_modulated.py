@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgan import collectives
 from jaxgan.layers.equalised import EqualConv, EqualDense, leaky
 from jaxgan.layers.minibatch import minibatch_std
 from jaxgan.layers.modulated import ModulatedConv, modulated_conv
@@ -142,7 +143,7 @@ def test_leaky():
 
 
 def test_minibatch_standard_deviation():
-    """Groups are strided: of 8 images in groups of 4, the even ones and the odd ones."""
+    """A group is so many consecutive images."""
     cases = [
         (8, 4, 4),
         (6, 4, 6),
@@ -164,10 +165,34 @@ def test_minibatch_standard_deviation():
         assert y.shape == (b, 2, 3, 6)
         np.testing.assert_array_equal(y[..., :5], x)
         for i in range(b):
-            peers = np.float64(x[i % (b // members) :: b // members])
+            peers = np.float64(x[i // members * members :][:members])
             assert len(peers) == members
             np.testing.assert_allclose(y[i, ..., 5], np.mean(np.sqrt(peers.var(0) + 1e-8)), rtol=1e-5)
     assert np.isfinite(gradient).all()  # images that do not differ at all
+
+
+@pytest.mark.parametrize("group", [2, 4, 8])  # a device holds two groups, one, or half of one
+def test_minibatch_standard_deviation_of_two_devices_is_that_of_one(group):
+    x, weights = normal(8, 2, 2, 3), normal(8, 2, 2, 4)
+
+    def feature(x, weights):
+        y, pull = jax.vjp(lambda x: minibatch_std(x, group), x)
+        return y, pull(weights)[0]
+
+    both = jax.pmap(feature, axis_name=collectives.AXIS)(*(a.reshape(2, 4, *a.shape[1:]) for a in (x, weights)))
+    for one, two in zip(quick(feature)(x, weights), jax.block_until_ready(both), strict=True):
+        np.testing.assert_allclose(one, two.reshape(one.shape), rtol=1e-5, atol=1e-6)
+
+
+def test_demodulation_adds_its_epsilon_to_the_power_of_unscaled_weights():
+    """As the authors' code: 1e-8 beside the sum of squares of N(0, 1) weights times styles, here of 1e-5."""
+    layer, x, w = ModulatedConv(4), normal(2, 3, 3, 5), normal(3, 3, 5, 4)
+    styles = np.float32(1e-5 * np.arange(1, 6))
+    params = {"kernel": w, "affine": {"kernel": np.zeros((2, 5), np.float32), "bias": styles}}
+    found = quick(lambda params: layer.apply({"params": params}, x, np.ones((2, 2), np.float32)))(params)
+    scaled = np.float64(w) * np.float64(styles)[:, None]
+    expected = correlate(pad(np.float64(x), 1, 1), scaled) / np.sqrt((scaled**2).sum((0, 1, 2)) + 1e-8)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_derivatives_of_both_orders():

@@ -224,7 +224,7 @@ def test_dragan_stands_near_the_reals():
     assert found.mean() == pytest.approx(1 / 4, abs=0.01) and found.std() == pytest.approx(12**-0.5 / 2, abs=0.01)
 
 
-@pytest.mark.parametrize("probability", [0.25, lambda images: images / 8, augment.Adaptive(0.6, 100.0)])
+@pytest.mark.parametrize("probability", [0.25, lambda images: images / 8, augment.Adaptive(0.6, 100.0, interval=1)])
 def test_probability_of_augmentation(probability):
     """x -> x (1 + p) shows in the logits which p the critic saw: a number, a schedule, or the player's variable."""
     apply = lambda keys, x, p: x * (1 + p)  # noqa: E731
@@ -232,7 +232,8 @@ def test_probability_of_augmentation(probability):
     state = state.replace(images=jnp.uint32(4))
     adaptive = isinstance(probability, augment.Adaptive)
     if adaptive:
-        disc = state.players["disc"].replace(variables={"augment": {"probability": jnp.float32(0.5)}})
+        disc = state.players["disc"]
+        disc = disc.replace(variables=disc.variables | {"augment": {"probability": jnp.float32(0.5)}})
         state = state.replace(players=state.players | {"disc": disc})
     p = 0.25 if probability == 0.25 else 0.5
     real, _ = logits()

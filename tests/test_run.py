@@ -253,6 +253,8 @@ REFUSED = {
     "rate without a value": ("--learning_rate=", "--learning_rate="),
     "rate of three values": ("--learning_rate=1,2,3", "--learning_rate=1.0,2.0,3.0"),
     "beta2": ("--beta2=", "--beta2="),
+    "generator's beta2 of 1": ("--gen_beta2=1", "--gen_beta2=1.0", "less than 1"),
+    "a generator's decay of no Adam": ("--gen_beta2=0.9 --optimizer=sgd", "--gen_beta2=0.9 does nothing", "=adam"),
     "penalty of three values": ("--r1=1,2,3", "--r1=1.0,2.0,3.0"),
     "average of three values": ("--ema=1,2,3", "--ema=1.0,2.0,3.0"),
     "gradients clipped below 0": ("--clip_gradients=-1", "--clip_gradients=-1.0", "at least 0"),

@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgan import adversarial, losses
+from jaxgan import adversarial, augment, checkpoint, collectives, losses
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, PlayerState, State
 from jaxgan.layers.conv import plain
-from jaxgan.models.stylegan2 import Discriminator, Generator, precision, sizes
+from jaxgan.models.stylegan2 import Discriminator, Generator, constant_noise, precision, sizes
 from jaxgan.pathlength import path_length
 from tests.test_modulated import correlate, lowpass, modulated, pad, quick, up
+from tests.weights import begun
 
 SHAPE, CLASSES, B = (8, 12, 3), 3, 8
 LABEL = np.arange(B) % CLASSES
@@ -94,8 +95,8 @@ def discriminator(params, residual, group):
     y = leaky(conv(pad(x, 1, 1)))
     y = leaky(conv(lowpass(pad(y, 2, 2)), 2))
     x = (y + conv(lowpass(pad(x, 1, 1))[:, ::2, ::2])) / np.sqrt(2) if residual else y
-    members = x.reshape(group, B // group, *x.shape[1:])
-    feature = np.tile(np.sqrt(members.var(0) + 1e-8).mean((1, 2, 3)), group)
+    members = x.reshape(B // group, group, *x.shape[1:])
+    feature = np.repeat(np.sqrt(members.var(1) + 1e-8).mean((1, 2, 3)), group)
     x = np.concatenate([x, np.broadcast_to(feature[:, None, None, None], (*x.shape[:3], 1))], -1)
     x = leaky(conv(pad(x, 1, 1)))
     x = dense(params["EqualDense_1"], leaky(dense(params["EqualDense_0"], x.reshape(B, -1))))
@@ -204,6 +205,7 @@ def test_noise():
     """A constant without training, the same for all images; else every image's and every pass's own."""
     gen, z = Generator((8, 8, 1), 0, 5, 4, "cifar"), jnp.ones((2, 5))
     start = drawn(gen, z)
+    start["noise"] = {"constant": jnp.float32(np.random.default_rng(2).normal(size=(16 + 64 + 64,)))}
 
     @quick
     def everything(keys):
@@ -221,6 +223,92 @@ def test_noise():
     np.testing.assert_array_equal(constant[0], constant[1])
     for one, other in ((constant, clipped), (first[0], first[1]), (first[0], second[0]), (first[0], constant[0])):
         assert np.abs(np.clip(one, -1, 1) - np.clip(other, -1, 1)).max() > 0.1
+
+
+def test_the_noise_of_samples_is_a_variable():
+    """Drawn from the key of the weights; weights without it, of older runs, are sampled with the constant of before."""
+    gen, z = Generator((8, 8, 1), 0, 5, 4, "cifar"), jnp.ones((1, 5))
+    count = 16 + 64 + 64
+
+    @quick
+    def everything(keys):
+        drawn_noise = jax.vmap(lambda key: gen.init(key, z)["noise"]["constant"])(keys)
+        start = with_noise(drawn(gen, z), 3.0)
+        old = {name: tree for name, tree in start.items() if name != "noise"}
+        before = jax.random.normal(jax.random.key(0), (1, count))[0]
+        constants = jnp.stack([before, *drawn_noise])
+        images = jax.vmap(lambda x: gen.apply(old | {"noise": {"constant": x}}, z))(constants)
+        return drawn_noise, before, images, gen.apply(old, z)
+
+    noise, before, images, old = jax.device_get(everything(jax.random.split(jax.random.key(1))))
+    assert noise.shape == (2, count) and np.abs(noise[0] - noise[1]).max() > 1
+    assert noise.mean() == pytest.approx(0, abs=0.3) and noise.std() == pytest.approx(1, abs=0.2)
+    np.testing.assert_allclose(constant_noise((count,)), before, rtol=1e-5)
+    np.testing.assert_allclose(old, images[0], atol=1e-4)
+    assert min(np.abs(images[i] - images[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.1
+
+
+def test_a_checkpoint_of_before_is_resumed_with_its_constant_noise(tmp_path):
+    """And without signs for ADA; every other leaf is what was written."""
+    pair = adversarial.Pair(
+        Generator((8, 8, 1), 0, 5, 4, "cifar"),
+        Discriminator((8, 8, 1), 0, 4),
+        augment=augment.Augment(augment.policy("blit"), augment.Adaptive()),
+    )
+    adam = optax.sgd(1e-3)
+    game = adversarial.game(pair, losses.non_saturating, gen_optimizer=adam, disc_optimizer=adam)
+    example = {
+        "row": np.zeros(1, np.int32),
+        "image": np.zeros((1, 8, 8, 1), np.float32),
+        "label": np.zeros(1, np.int32),
+    }
+    state = begun(game, example)
+    old = {}
+    for name, player in state.players.items():
+        variables = {k: v for k, v in player.variables.items() if k not in ("noise", "signs")}
+        assert len(variables) < len(player.variables)
+        old[name] = player.replace(variables=variables)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(3, state.replace(players=old))
+        with pytest.raises(InputError, match="is no such leaf there"):
+            saved.restore(state)
+        step, found = saved.restore(state, added=game.added())
+    assert step == 3
+    noise = found.players["gen"].variables["noise"]["constant"]
+    np.testing.assert_allclose(noise, jax.random.normal(jax.random.key(0), (1, 144))[0], rtol=1e-5)
+    assert [float(x) for x in jax.tree.leaves(found.players["disc"].variables["signs"])] == [0, 0, 0]
+    for name, player in found.players.items():
+        kept = {k: v for k, v in player.variables.items() if k not in ("noise", "signs")}
+        jax.tree.map(np.testing.assert_array_equal, player.replace(variables=kept), old[name])
+    assert float(found.players["disc"].variables["augment"]["probability"]) == 1
+
+
+@pytest.mark.parametrize("variant", ["auto", "paper256"])  # groups of 4, one a device; of 8, over both
+def test_the_discriminator_of_two_devices_is_that_of_one(variant):
+    """Logits, and the gradient of a loss with R1."""
+    disc = Discriminator((8, 8, 1), 0, 4, variant)
+    real = RNG.normal(size=(B, 8, 8, 1)).astype(np.float32)
+    params = drawn(disc, real)["params"]
+
+    def gradient(params, x):
+        def loss(params):
+            def total(x):
+                logits = disc.apply({"params": params}, x, train=True)
+                return logits.sum(), logits
+
+            slope, logits = jax.grad(total, has_aux=True)(x)
+            return jnp.mean(nn.softplus(logits) + jnp.square(slope).sum((1, 2, 3))), logits
+
+        gradient, logits = jax.grad(loss, has_aux=True)(params)
+        return collectives.mean(gradient), logits
+
+    with plain():
+        one, logits = jax.device_get(quick(gradient)(params, real))
+        mapped = jax.pmap(gradient, axis_name=collectives.AXIS, in_axes=(None, 0), out_axes=(None, 0))
+        two, parts = jax.device_get(jax.block_until_ready(mapped(params, real.reshape(2, B // 2, 8, 8, 1))))
+    np.testing.assert_allclose(logits, parts.reshape(B), rtol=1e-5, atol=1e-5)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max(), err_msg=jax.tree_util.keystr(path))
 
 
 class Linear(nn.Module):
@@ -288,8 +376,9 @@ def test_path_length_of_a_linear_map():
     k = np.sqrt(np.mean(s**2))
     length, square, mean, slope = moments(s)
     np.testing.assert_allclose([length, square], [k * first, k**2 * second], rtol=1e-5)
-    # d/ds of 8 E (k |y| - a)² with a constant, where dk/ds = s / 3k
-    np.testing.assert_allclose(slope, 16 * (k * second - mean * first) * s / (3 * k), rtol=1e-4)
+    # d/ds of 8 E (k |y| - a)², where dk/ds = s / 3k and da/dk = E |y| / 10
+    slope_k = 16 * ((k * second - mean * first) - 0.1 * first * (k * first - mean))
+    np.testing.assert_allclose(slope, slope_k * s / (3 * k), rtol=1e-4)
 
 
 def test_path_length_is_a_move():

@@ -70,4 +70,11 @@ class ModulatedConv(nn.Module):
         k, c = self.kernel, x.shape[-1]
         style = EqualDense(c, bias=1.0, name="affine")(w)
         kernel = self.param("kernel", nn.initializers.normal(1.0), (k, k, c, self.features)) / math.sqrt(k * k * c)
-        return modulated_conv(x.astype(self.dtype), kernel, style, demodulate=self.demodulate, up=self.up)
+        return modulated_conv(
+            x.astype(self.dtype),
+            kernel,
+            style,
+            demodulate=self.demodulate,
+            up=self.up,
+            epsilon=1e-8 / (k * k * c),  # the authors add 1e-8 to the power of the weights before this scaling
+        )

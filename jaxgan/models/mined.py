@@ -4,6 +4,7 @@ The miner moves latents to where a trained generator already makes images like t
 its last layer starts at 0, so that at first nothing is moved (the paper's starts anywhere).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -43,14 +44,21 @@ class Generator(nn.Module):
     miner_width: int = 128
     dtype: Any = jnp.float32
 
-    def setup(self) -> None:
+    @property
+    def home(self) -> Any:
         # A module of jaxgan and of nowhere else: the name may come from a file.
         if self.model not in lookup.names(models):
             raise unknown("model to mine", self.model, lookup.names(models))
-        home = lookup.module("model to mine", self.model, models, ("Generator",))
+        return lookup.module("model to mine", self.model, models, ("Generator",))
+
+    @property
+    def added(self) -> Mapping[str, Any]:
+        return getattr(self.home.Generator, "added", {})
+
+    def setup(self) -> None:
         common = {name: getattr(self, name) for name in ("shape", "num_classes", "latent", "dtype")}
-        unstored = getattr(home.Generator, "unstored", {})  # of a run that is older than these arguments
-        self.mined = home.Generator(**common, **{**unstored, **dict(self.arguments)})
+        unstored = getattr(self.home.Generator, "unstored", {})  # of a run that is older than these arguments
+        self.mined = self.home.Generator(**common, **{**unstored, **dict(self.arguments)})
         nn.share_scope(self, self.mined)
         self.miner = Miner(self.miner_width, self.dtype)
 

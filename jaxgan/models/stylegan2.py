@@ -140,7 +140,7 @@ class Colours(nn.Module):
 class Synthesis(nn.Module):
     """Styles (b, 2 resolutions, width) -> images (b, *shape), float32, whose values have no bounds.
 
-    In training each image has noise of its own, else all have the same, a constant of the shape.
+    noise: (pixels of all layers,), the same for all images; None in training, where each image has noise of its own.
     """
 
     shape: tuple[int, int, int]
@@ -149,9 +149,14 @@ class Synthesis(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, ws: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, ws: jax.Array, noise: jax.Array | None) -> jax.Array:
         levels = sizes(self.shape)
-        noise = self.noise(levels, len(ws) if train else 1, self.make_rng("noise") if train else jax.random.key(0))
+        layers = noise_sizes(levels)
+        ends = np.cumsum([h * w for h, w in layers])
+        # Drawn at once: each draw costs a CPU half a second to compile.
+        flat = jax.random.normal(self.make_rng("noise"), (len(ws), int(ends[-1]))) if noise is None else noise[None]
+        parts = jnp.split(flat, ends[:-1], axis=1)
+        maps = [part.reshape(-1, *size, 1) for part, size in zip(parts, layers, strict=True)]
         image = jnp.float32(0)
         for i, size in enumerate(levels):
             dtype, clamp = precision(self.dtype, i, len(levels))
@@ -160,27 +165,35 @@ class Synthesis(nn.Module):
                 constant = self.param("constant", nn.initializers.normal(1.0), (*size, features))
                 x = jnp.broadcast_to(constant, (ws.shape[0], *constant.shape))
             else:
-                x = Styled(features, True, clamp, dtype)(x, ws[:, 2 * i - 1], noise[2 * i - 1])
+                x = Styled(features, True, clamp, dtype)(x, ws[:, 2 * i - 1], maps[2 * i - 1])
                 image = resample.up(image)
-            x = Styled(features, False, clamp, dtype)(x, ws[:, 2 * i], noise[2 * i])
+            x = Styled(features, False, clamp, dtype)(x, ws[:, 2 * i], maps[2 * i])
             image = image + Colours(self.shape[2], clamp, dtype)(x, ws[:, 2 * i + 1])
             x, image = checkpoint_name(x, "block"), checkpoint_name(image, "block")
         return image
 
-    def noise(self, levels: list[tuple[int, int]], images: int, key: jax.Array) -> list[jax.Array]:
-        """N(0, 1) of every layer, (images, h, w, 1). Drawn at once: each draw costs a CPU half a second to compile."""
-        layers = [levels[0], *(size for size in levels[1:] for _ in range(2))]
-        ends = np.cumsum([h * w for h, w in layers])
-        parts = jnp.split(jax.random.normal(key, (images, int(ends[-1]))), ends[:-1], axis=1)
-        return [part.reshape(images, *size, 1) for part, size in zip(parts, layers, strict=True)]
+
+def noise_sizes(levels: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Heights and widths of the layers with noise: one at the base, two at each resolution above."""
+    return [levels[0], *(size for size in levels[1:] for _ in range(2))]
+
+
+def constant_noise(shape: tuple[int, ...]) -> jax.Array:
+    """The noise that runs sampled with before it was one of their variables, a constant of its shape."""
+    return jax.random.normal(jax.random.key(0, impl="threefry2x32"), shape, jnp.float32)
 
 
 class Generator(nn.Module):
     """z (b, latent) -> images (b, *shape), within [-1, 1] where train = False.
 
     In training they are not clipped, as a clipped pixel would have no gradient. `map` and `synthesise` are the two
-    halves. Beside its parameters the generator keeps "moving/w", the average of w towards which `psi` truncates, and
-    "path/mean", the average path length (`jaxgan.pathlength`).
+    halves. Beside its parameters the generator keeps "moving/w", the average of w towards which `psi` truncates,
+    "path/mean", the average path length (`jaxgan.pathlength`), and "noise/constant", the noise of all images outside of
+    training, drawn once. Weights of older runs, which lack it, are sampled with `constant_noise`.
+
+    The average of w moves in the generator's own passes. In the authors' code it moves in the discriminator's too, so
+    it follows a change of the weights in half as many steps. Noise and style mixing of training are drawn for each
+    device and micro-batch: unlike everything else, they change with the number of devices.
 
     width: the most channels of a layer, and the dimension of w; the others are scaled with it.
     """
@@ -191,6 +204,7 @@ class Generator(nn.Module):
     width: int = 512
     variant: str = "auto"
     dtype: Any = jnp.float32
+    added: ClassVar[dict[str, Any]] = {"noise": constant_noise}
 
     def setup(self) -> None:
         self.plan = plan(self.variant, self.shape)
@@ -198,6 +212,10 @@ class Generator(nn.Module):
         self.synthesis = Synthesis(self.shape, self.width, self.plan, self.dtype)
         self.average = self.variable("moving", "w", jnp.zeros, (self.width,))
         self.length = self.variable("path", "mean", jnp.zeros, ())
+        self.pixels = sum(h * w for h, w in noise_sizes(sizes(self.shape)))
+        if self.is_initializing():  # else it may be missing
+            draw = nn.initializers.normal(1.0)
+            self.variable("noise", "constant", lambda: draw(self.make_rng("params"), (self.pixels,), jnp.float32))
 
     def __call__(
         self, z: jax.Array, label: jax.Array | None = None, train: bool = False, psi: jax.Array | float | None = None
@@ -235,7 +253,10 @@ class Generator(nn.Module):
     @jax.default_matmul_precision("highest")
     def synthesise(self, ws: jax.Array, train: bool = False) -> jax.Array:
         """Styles (b, 2 resolutions, width) -> images (b, *shape), not clipped."""
-        return self.synthesis(ws, train)
+        if train:
+            return self.synthesis(ws, None)
+        stored = self.has_variable("noise", "constant")
+        return self.synthesis(ws, self.get_variable("noise", "constant") if stored else constant_noise((self.pixels,)))
 
 
 class Discriminator(nn.Module):

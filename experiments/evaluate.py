@@ -163,8 +163,8 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
             raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
-    if type(classes := stored.get("classes", [])) is not list or not all(type(k) is int for k in classes):
-        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of integers")
+    if type(classes := stored.get("classes", [])) is not list or not all(type(k) in (int, str) for k in classes):
+        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of names and numbers")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 

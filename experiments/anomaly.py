@@ -51,8 +51,8 @@ class Config(Common):
     method: str = option("joint", "a module of jaxgan/anomaly, or your own: joint, fanogan, bigan, ganomaly, pkg.mine")
     normal: str | None = option(
         None,
-        "the class that is normal, by name or number; all: each in turn; empty: all images are; none: all, or, of a folder "
-        "or file with classes, to be given",
+        "the class that is normal, by name or number; all: each in turn; empty: all images are; none: all, or, of a "
+        "folder or file with classes, to be given",
     )
     test_split: str = option("", "split to measure on; empty: every fifth image of a labelled set", resumable=True)
     steps: int = option(600, "training steps, over which the learning rates fall")

@@ -88,7 +88,7 @@ def folder(
         return {"image": images.stacked(decode, [paths[i] for i in indices], shape), "label": label[indices]}
 
     def identity() -> bytes:
-        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop)
+        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop, classes)  # the file has labels too
 
     remote_root = files.is_remote(root)
 

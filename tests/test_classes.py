@@ -180,12 +180,12 @@ def test_a_renamed_class_is_refused_wherever_the_run_meets_its_data(animals, tmp
     (animals / "ant").rename(animals / "dog")
     both = ("bee, cat, dog", "ant, bee, cat")
     for dry in ((), ("--dry_run",)):
-        code, out, err = run(capfd, workdir, f"folder:{animals}", *dry, steps=4)
+        code, _, err = run(capfd, workdir, f"folder:{animals}", *dry, steps=4)
         assert code == 2 and all(words in err for words in both) and err.count("\n") == 1, err
     augmented = ("--per_class=2", f"--run={workdir}", f"--dataset=folder:{animals}", f"--workdir={tmp_path / 'worth'}")
     shown = (f"--run={workdir}", f"--out={tmp_path / 'page'}", "--num=16")
     for script, argv in ((evaluate, (f"--run={workdir}",)), (interpret, shown), (augment, augmented)):
-        code, out, err = here(capfd, *argv, script=script)
+        code, _, err = here(capfd, *argv, script=script)
         assert code == 2 and all(words in err for words in both) and err.count("\n") == 1, err
     assert snapshot(workdir) == before
     (animals / "dog").rename(animals / "ant")

@@ -262,7 +262,8 @@ def main(config: Config) -> None:
     if not config.dry_run:
         train(config, source, devices, held)
         return
-    hosts.agree(lambda: directories.check_data(config, directories.of(config), sources.about(source)))
+    with hosts.together():
+        hosts.agree(lambda: directories.check_data(config, directories.of(config), sources.about(source)))
     pair = playing(config, source)
     evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
@@ -307,7 +308,10 @@ def load(config: Config, split: str) -> data.Source:
 
 def run_data(workdir: str) -> dict[str, Any]:
     """What the run in a directory keeps of its data (`workdir.data_of`), the same on every host."""
-    return hosts.agree(lambda: directories.data_of(files.reach(workdir))) if workdir else {}
+    if not workdir:
+        return {}
+    with hosts.together():
+        return hosts.agree(lambda: directories.data_of(files.reach(workdir)))
 
 
 def example_of(source: data.Source) -> dict[str, Any]:

@@ -212,8 +212,8 @@ def like(test: Source, source: Source) -> Source:
     are left out. Raises OtherClasses for test images of further classes."""
     theirs, ours = names_of(test), names_of(source)
     if bool(theirs) != bool(ours) or not {*theirs} <= {*ours, *source.left_out}:
-        theirs, ours = (x.class_names or x.num_classes for x in (test, source))
-        raise OtherClasses(f"the test images have the classes {theirs}, {source.name} {ours}; expected the same")
+        known = [x.class_names or x.num_classes for x in (test, source)]
+        raise OtherClasses(f"the test images have the classes {known[0]}, {source.name} {known[1]}; expected the same")
     if not source.class_names:  # numbers mean the same
         return test
     kept = [k for k, name in enumerate(theirs) if name in ours]
@@ -294,7 +294,7 @@ def from_arrays(
         fit = functools.partial(images.fit_array, size=shape[:2], channels=channels, crop=crop)
         fitted = images.in_threads(fit, list(image), f"resizing {name}", images.workers_for(image.shape[1:]))
         # Of what was given, for another version may resize to other pixels.
-        digest = digest or hashlib.sha256(np.ascontiguousarray(given)).hexdigest()
+        digest = digest or hashlib.sha256(np.ascontiguousarray(given).data).hexdigest()
         image = np.stack(list(fitted))
     num_classes = 0
     if label is None:
@@ -308,10 +308,10 @@ def from_arrays(
 
     @functools.cache
     def base() -> str:
-        return digest or hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+        return digest or hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
 
     def digest_of(rows: np.ndarray | None) -> str:
-        return combined(f"{base()} {hashlib.sha256(label).hexdigest()}", rows)
+        return combined(f"{base()} {hashlib.sha256(label.data).hexdigest()}", rows)
 
     return Source(name, len(image), shape, num_classes, read, class_names, label=label, digest=digest_of)
 
@@ -319,7 +319,7 @@ def from_arrays(
 def combined(digest: str, rows: np.ndarray | None) -> str:
     """The digest of the examples at these places of data that are told by `digest`; None: of all."""
     code = hashlib.sha256(digest.encode())
-    code.update(b"" if rows is None else np.ascontiguousarray(rows, np.int64))
+    code.update(b"" if rows is None else np.ascontiguousarray(rows, np.int64).data)
     return code.hexdigest()[:32]
 
 

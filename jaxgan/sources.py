@@ -186,9 +186,9 @@ def refuse_empty(source: Source, label: np.ndarray) -> None:
     if empty:
         filled = [names[k] for k in np.flatnonzero(counts)]
         some = ",".join(filled) if len(filled) <= classes.LISTED else f"{','.join(filled[: classes.LISTED])},..."
+        others = f", nor have {classes.shown(empty[1:])}" if empty[1:] else ""
         raise InputError(
-            f"{source.name} has no images of {'class' if len(empty) == 1 else 'the classes'} {classes.shown(empty)}; "
-            f"--classes={some} trains on those that have some"
+            f"class {empty[0]} of {source.name} has no images{others}; --classes={some} trains on those that have some"
         )
 
 

@@ -203,7 +203,7 @@ def in_run_order(config: Config, pool: data.Source) -> data.Source:
     """`pool` with its classes numbered as in --run, or as in the GANs that a run of before has trained here."""
     if config.run:
         names = workdir.data_of(files.reach(config.run)).get("classes", ())
-        if len(names) != pool.num_classes:  # `given` says how many there are
+        if not names or len(names) != pool.num_classes:  # `given` says how many there are
             return pool
         return sources.as_trained(pool, names, f"--run={config.run}")
     begun = sorted(files.reach(config.workdir).glob("gan-*/config.json"))

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, hosts, loop, memory, report, sources, trained
+from jaxgan import data, files, flags, hosts, loop, memory, report, sources, trained, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -158,13 +158,13 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
-    stored = flags.read(files.reach(run))["config"]
+    stored = flags.read(files.reach(run))["config"] | {"class_names": class_names(run), "directory": run}
     for flag in DATA:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
             raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
-    if type(classes := stored.get("classes", [])) is not list or not all(type(k) is int for k in classes):
-        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of integers")
+    if type(classes := stored.get("classes", [])) is not list or not all(type(k) in (int, str) for k in classes):
+        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of names and numbers")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
@@ -178,6 +178,11 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
         return Samples(images, labels)
 
     return Subject(run, gan.generator.shape, gan.generator.num_classes, draw, gan), stored
+
+
+def class_names(run: str) -> list[str]:
+    """The names of the classes that a run was trained on, in its order; [] where it keeps none."""
+    return workdir.data_of(files.reach(run)).get("classes", [])
 
 
 def of_images(config: Config, name: str) -> Subject:
@@ -212,8 +217,23 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         cache=loop.cache_dir() / "decoded",
         skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
-    classes = None if config.dataset else stored.get("classes")
-    return source.only(classes) if classes else source
+    return numbered_as(source, config, stored, split)
+
+
+def numbered_as(source: data.Source, config: Config, stored: dict[str, Any], split: str) -> data.Source:
+    """`source` with the classes of the run, by their names and in its order.
+
+    Raises OtherClasses where the run's own data have others now: labels would mean something else. Other data, those of
+    --dataset, may have others, and keep theirs.
+    """
+    chosen, names = stored.get("classes"), stored.get("class_names", [])
+    if config.dataset:
+        same = sorted(names) == sorted(sources.names_of(source))
+        return source.in_order(names) if same else source
+    if not names:  # unnamed, or of a run that needs no labels
+        return source.only(chosen) if chosen else source
+    part = split != (stored.get("split") or "train")
+    return sources.as_trained(source, names, stored["directory"], chosen=bool(chosen), part=part)
 
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
@@ -371,7 +391,7 @@ def main(config: Config) -> None:
     kept: dict[str, Real] = {}
     try:
         for subject, stored in subjects:
-            seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes")])
+            seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes", "class_names")])
             if seen_as not in kept:
                 kept = {seen_as: real_images(config, stored, devices)}
             real = kept[seen_as]

@@ -27,7 +27,7 @@ from experiments.image_evaluation import with_features
 from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
-from jaxgan import data, flags, loop, parallel, report
+from jaxgan import data, files, flags, loop, parallel, report, sources, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -46,8 +46,12 @@ class Config:
     workdir: str = option("", "directory of the runs and their report; started again, the same command goes on")
     source_run: str = like("source_run")
     source_step: int | None = like("source_step")
-    source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
-    source_classes: tuple[int, ...] = option(tuple(range(9)), "classes that it is trained on; empty: all")
+    source_preset: str = option(
+        "", "preset of experiments.image that is trained where there is no run; empty: dcgan_digits, for digits alone"
+    )
+    source_classes: tuple[str, ...] | None = option(
+        None, "classes that it is trained on; empty: all; none: 0 to 8 where digits go to the tenth, all otherwise"
+    )
     source_crop: str = option("", "what part of an image it is trained on, as --crop; empty: as the preset")
     source_size: str = option("", "pixels of its images, 28 or 28x28; empty: as the preset")
     source_width: int = option(0, "base number of channels of its networks; 0: as the preset")
@@ -55,7 +59,9 @@ class Config:
     dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "of its images to train on")
     test_split: str = like("test_split")
-    classes: tuple[int, ...] = option((9,), "classes of the target, which become 0, 1, ...; empty: all")
+    classes: tuple[str, ...] | None = option(
+        None, "classes of the target, by name or number, which become 0, 1, ...; empty: all; none: 9 of digits, or all"
+    )
     from_classes: tuple[int, ...] = like("from_classes")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
@@ -112,14 +118,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits_tenth": {},
     # One layer more than at MNIST's own 28x28: better at half the width, and more of it is worth keeping.
     "mnist_tenth": MNIST
-    | {"source_classes": tuple(range(9)), "source_size": "32", "source_width": 16, "source_steps": 10_000}
-    | {"dataset": "mnist", "classes": (9,), "tuned_learning_rate": (6e-3, 1e-3)},
+    | {"source_classes": tuple("012345678"), "source_size": "32", "source_width": 16, "source_steps": 10_000}
+    | {"dataset": "mnist", "classes": ("9",), "tuned_learning_rate": (6e-3, 1e-3)},
     # At USPS' 16x16 pixels, which a digit fills: of MNIST's 28x28 it fills 20x20. Wide networks overfit 1,000 images.
     # USPS is not in TFDS; experiments/README.md says how to make the file.
     "mnist_usps": MNIST
     | {"source_classes": (), "source_crop": "20", "source_width": 64, "source_steps": 8000}
     | {"dataset": "npz:usps.npz", "classes": (), "tuned_learning_rate": (4e-3, 4e-4), "ema_ramp": 0.3},
 }
+
+
+NINE = tuple("012345678")  # the source of the demonstration
+
+
+def completed(config: Config) -> Config:
+    """With what is not given: nine digits to the tenth is what the demonstration does, and nobody's own data.
+
+    Raises InputError for data of one's own without a source: digits at 8x8 pixels are none of theirs.
+    """
+    own = config.dataset != "digits"
+    if own and not (config.source_run or config.source_preset):
+        raise InputError(
+            f"--dataset={config.dataset} without a source; expected --source_run=RUN, or --source_preset=NAME of "
+            "experiments.image, which is trained first"
+        )
+    preset = config.source_preset or "dcgan_digits"
+    nine = config.source_classes is None and not own and preset == "dcgan_digits"
+    return dataclasses.replace(
+        config,
+        source_preset=preset,
+        source_classes=NINE if nine else config.source_classes or (),
+        classes=transfer_images.target_classes(config),
+    )
 
 
 def check(config: Config) -> None:
@@ -163,6 +193,18 @@ def classes_differ(config: Config, origin: Origin, target: Target) -> bool:
     return differ
 
 
+def home(config: Config, method: str, n: int, seed: int) -> str:
+    """The directory of a run."""
+    return f"{config.workdir}/{method}-{n or 'all'}-{seed}"
+
+
+def begun_runs(config: Config) -> list[dict[str, Any]]:
+    """What those of the runs that are there already keep of their data."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    homes = (home(config, *of) for of in itertools.product(config.method, config.num_images, seeds))
+    return [found for path in homes if (found := workdir.data_of(files.reach(path)))]
+
+
 def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
     """All that are asked for: the source's flags, with those of this script over them."""
     (h, w, c), flags_there = target.shape, dataclasses.asdict(origin.config)
@@ -204,7 +246,7 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
             | rates
             | {"method": method, "num_images": n, "seed": seed, "steps": steps, "sample_every": steps}
             | {"eval_every": every, "checkpoint_every": every}
-            | {"workdir": f"{config.workdir}/{method}-{n or 'all'}-{seed}"},
+            | {"workdir": home(config, method, n, seed)},
         )
 
 
@@ -218,7 +260,9 @@ def play(
 
     pair = method.pair
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror", "dequantize")
-    feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(run, name) for name in names})
+    begun = workdir.data_of(files.reach(run.workdir))
+    options = {name: getattr(run, name) for name in names} | {"filled": run.conditional and not begun}
+    feed = data.place(source, draws=method.game.draws, devices=devices, **options)
     loop.run(
         method.game,
         feed,
@@ -227,7 +271,6 @@ def play(
         devices=devices,
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
-            "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
             "started_from": list(started_from),
         },
         sample=lambda state: report.grid(sampled(state, run.seed, 64)),
@@ -239,9 +282,10 @@ def play(
 
 def source_config(config: Config) -> image.Config:
     """Of the run that is trained where none is given."""
+    config = completed(config)
     given = {"preset": config.source_preset, "workdir": f"{config.workdir}/source", "eval_every": 0, "seed": 0}
     given |= {"data_dir": config.data_dir, "manual_dir": config.manual_dir, "devices": config.devices}
-    given |= {"classes": ",".join(map(str, config.source_classes)), "notensorboard": None, "steps_per_call": 50}
+    given |= {"classes": ",".join(config.source_classes or ()), "notensorboard": None, "steps_per_call": 50}
     own = {"size": config.source_size, "width": config.source_width, "steps": config.source_steps}
     given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
@@ -264,6 +308,7 @@ def of_the_source() -> Iterator[None]:
 def main(config: Config) -> None:
     loop.setup(Common(num_hosts=1))
     check(config)
+    config = completed(config)
     with of_the_source():
         training = None if config.source_run else source_config(config)
     if training is None:
@@ -276,11 +321,25 @@ def main(config: Config) -> None:
             known = image.load(training, training.split)
             pair = image.networks(training, known.shape, known.num_classes)
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
-    images = transfer_images.load(config, shape)
+    there = begun_runs(config)
+    images = transfer_images.load(
+        config, shape, next((found["classes"] for found in there if found.get("classes")), [])
+    )
+    if config.source_run and not there:
+        # Of the same classes as the source's, each starts from its own.
+        images = images.in_order(workdir.data_of(files.reach(config.source_run)).get("classes", []))
     target = Target(images.train.shape, images.train.num_classes)
     differ = classes_differ(config, origin, target)
     planned = list(runs(config, origin, target))
+    conditional = planned[0].conditional
+    if conditional and not there:
+        sources.check_filled(images.train)
     for n in config.num_images:
+        if conditional and not there and 0 < n < target.classes:
+            raise InputError(
+                f"--num_images={n}: {config.dataset} has {target.classes} classes; expected at least one image of "
+                "each, or 0: all"
+            )
         if n > images.train.num_examples:
             raise InputError(
                 f"--num_images={n}: {config.dataset} has {images.train.num_examples:,} to train on; 0: all"

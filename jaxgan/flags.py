@@ -19,6 +19,7 @@ import difflib
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -61,6 +62,7 @@ def parse(
 
     A flag that is given, on the command line or in a `--flagfile`, wins over the preset; the preset over the default.
     Where the class has a table `earlier` of values that presets had before, a run that began with them keeps them.
+    With a folder or file of one's own for `--dataset`, a preset's flags for its own data (`OF_DATA`) are left out.
     `--helpshort` (`--help`, `-h`) prints `doc`, the presets and the flags, and leaves by `SystemExit(0)`. Raises
     `InputError` for a flag, value or preset that is wrong, a left-over argument, and a preset that fits no flags.
     typed: those of the arguments that somebody typed, by default all: of these each must be of some use.
@@ -88,9 +90,7 @@ def parse(
     if preset and preset not in rows:
         raise unknown("preset", preset, rows)
     given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
-    row = rows[preset] if preset else {}
-    earlier = getattr(config_class, "earlier", {}).get(preset, {})
-    row |= _begun_with(earlier, (row | given).get("workdir"))
+    row = _row_of(config_class, preset, rows[preset], given) if preset else {}
     overrides = row | given
     if any(values[name].value == "true" for name in _HELP):
         lastwords.show(_help(config_class, kinds, overrides, rows, doc))
@@ -98,24 +98,50 @@ def parse(
     if left:
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
     config = config_class(**overrides)
-    if preset and _begun(config):
-        # A run that began before a flag existed goes on without what its preset has come to say of it.
-        begun_with = read(config.workdir)["config"]
-        config = config_class(**{name: v for name, v in overrides.items() if name in given or name in begun_with})
     _check_needs(config, argv if typed is None else typed)
     return config
 
 
-def _begun_with(earlier: Mapping[str, Any], workdir: str | None) -> dict[str, Any]:
-    """Those values of an earlier version of a preset that the run in `workdir` began with, so that it resumes."""
-    if not (earlier and workdir):
-        return {}
-    with contextlib.suppress(OSError, InputError):  # no run, or one that whoever opens it says more of
-        stored = read(files.reach(workdir))["config"]
-        return {
-            name: value for name, value in earlier.items() if stored.get(name, value) == json.loads(json.dumps(value))
-        }
-    return {}
+def _row_of(config_class: type, preset: str, row: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a preset, for the run in `--workdir` where one has begun.
+
+    Such a run keeps those that it began with, of an earlier version of the preset (`earlier`) too, and goes on without
+    what the preset says of flags that are younger than the run.
+    """
+    fresh, stored = _of_data(row, given), _stored((row | given).get("workdir"))
+    if stored is None:
+        return fresh
+    earlier = getattr(config_class, "earlier", {}).get(preset, {})
+    values = {}
+    for flag in stored.keys() & (row | earlier).keys():
+        versions = [version[flag] for version in (fresh, row, earlier) if flag in version]
+        same = [value for value in versions if json.loads(json.dumps(value)) == stored[flag]]
+        if same or flag in fresh:
+            values[flag] = same[0] if same else fresh[flag]
+    return values
+
+
+def _stored(workdir: str | None) -> dict[str, Any] | None:
+    """The config of the run in `workdir`; None for no run, or one that whoever opens it says more of."""
+    with contextlib.suppress(OSError, InputError):
+        if workdir and (files.reach(workdir) / "config.json").exists():
+            return read(files.reach(workdir))["config"]
+    return None
+
+
+OF_DATA = ("split", "test_split", "classes", "normal", "crop", "channels", "skip_bad_images")  # of one data set
+
+
+def _of_data(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a preset, without the flags for its own data set where a folder or file of one's own is given.
+
+    One of the same name is the preset's, in another place.
+    """
+    dataset = given.get("dataset", "")
+    last = pathlib.PurePath(dataset.partition(":")[2]).name
+    if ":" not in dataset or last == pathlib.PurePath(row.get("dataset", "").partition(":")[2]).name:
+        return dict(row)
+    return {flag: value for flag, value in row.items() if flag not in OF_DATA}
 
 
 def _check_needs(config: Any, argv: Sequence[str]) -> None:
@@ -216,6 +242,10 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
     given = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as they did in the file
     free = set(ignore)
     defaults = {}
+    kinds = _kinds(type(config))
+    for name, kind in kinds.items():  # numbers in a run of before, where names are accepted now (--classes)
+        if kind.base is str and kind.many and isinstance(value := stored.get(name), list):
+            stored[name] = [str(x) if type(x) is int else x for x in value]
     for field in dataclasses.fields(config):
         free |= {field.name} if field.metadata.get("resumable") else set()
         defaults[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default

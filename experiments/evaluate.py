@@ -45,7 +45,7 @@ SHOWN = 32  # samples beside their nearest real image
 @dataclasses.dataclass(frozen=True)
 class Config:
     run: tuple[str, ...] = option((), "directories of runs to sample from")
-    samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE or a name")
+    samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE, idx:DIR or a name")
     dataset: str = option("", "the real images; empty: those that the run was trained on")
     split: str = option("", "of the real images; empty: that of the run, or train")
     test_split: str = option("test", "of the real images that neither training has seen, for cas and parzen")
@@ -56,7 +56,7 @@ class Config:
         "",
         "center or none: where the aspect ratio of --size differs, cut or stretch; 20x20: cut that; empty: as the run",
     )
-    channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
+    channels: int = option(0, "1: grey, 3: colour, 4: RGBA, 0: as they are, or as the run saw them")
     skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")
     metrics: tuple[str, ...] = option(
         ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")

@@ -76,8 +76,8 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
     """--image: uint8 (n, *shape), cut to the shape of the run's; None where none was given."""
     if not config.image:
         return None
-    if shape[2] not in (1, 3):
-        raise InputError(f"--image={config.image[0]}: this run's images have {shape[2]} channels, a file 1 or 3")
+    if shape[2] not in images.MODES:
+        raise InputError(f"--image={config.image[0]}: this run's images have {shape[2]} channels, a file 1, 3 or 4")
     found = []
     for name in config.image:
         path = files.reach(name)

@@ -192,9 +192,12 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
     """
     if not (epath.Path(workdir) / "config.json").exists():
         return False
-    stored = read(workdir)["config"]
+    run = read(workdir)
+    stored = run["config"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as they did in the file
     free = set(ignore)
+    if stored.get("channels") == 0 and given.get("channels") == _channels(run):
+        free.add("channels")  # what was read from the images then is said now
     defaults = {}
     for field in dataclasses.fields(config):
         free |= {field.name} if field.metadata.get("resumable") else set()
@@ -213,6 +216,12 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
             f"{os.fspath(workdir)!r} holds a run of another config: {'; '.join(differences)}; choose another --workdir"
         )
     return True
+
+
+def _channels(run: Mapping[str, Any]) -> Any:
+    """Of the images of a run; None where it does not say."""
+    shape = data.get("shape") if isinstance(data := run.get("data"), dict) else None
+    return shape[-1] if isinstance(shape, list) and shape else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

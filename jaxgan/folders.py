@@ -21,6 +21,7 @@ from jaxgan.sources import Source, fingerprint, first_line, reading
 LONGEST = 2**30  # bytes of a file: twice the pixels of the largest image
 FEW = 2_000  # files whose headers are read even if they are not needed: in half a second
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
+IDX = re.compile(r"idx[13][-.]ubyte", re.IGNORECASE)  # in the names of MNIST's files
 LISTED = 10  # of the files left out, on the terminal
 ADVICE = "mend or remove it, or leave it out with --skip_bad_images"
 
@@ -35,7 +36,7 @@ def folder(
     skip_bad: bool = False,
     cache: epath.PathLike | None = None,
 ) -> Source:
-    """The PNG, JPEG and WebP files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
+    """The image files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
 
     A sub-folder named as the split (`DIR/train/...`) is taken for the whole, but for a `train` that is a class among
     others (`is_split`). Hidden files are passed over.
@@ -55,7 +56,9 @@ def folder(
         for wrong, reason in bad.items():
             raise InputError(f"{root / wrong} is not a readable image ({reason}); {ADVICE}")
     if not found:
-        raise InputError(f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}")
+        raise InputError(
+            f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}{instead(root, others)}"
+        )
     classes = classes_of(found, root)
     skipped: tuple[str, ...] = ()
     if skip_bad:
@@ -76,6 +79,7 @@ def folder(
         shape = images.common_shape(((*(size or s[:2]), s[2]) for s in shapes), name, channels)
 
     tell(others, name)
+    tell_nested(found, root)
 
     def decode(path: str) -> np.ndarray:
         with reading(path, ADVICE):
@@ -97,7 +101,10 @@ def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
     classes = sorted({f.rpartition("/")[0].partition("/")[0] for f in found})
     if "" in classes and len(classes) > 1:
         loose = next(f for f in found if "/" not in f)
-        raise InputError(f"{root} has sub-folders, which are classes, and images beside them, such as {loose}")
+        raise InputError(
+            f"{root} has sub-folders, which are classes, and images beside them, such as {loose}; move these into a "
+            f"sub-folder, or name one folder to read, such as folder:{root / next(c for c in classes if c)}"
+        )
     forms: dict[str, str] = {}
     for c in classes:  # as when a disk of macOS, which takes letters apart, is copied onto one of Linux
         if (other := forms.setdefault(unicodedata.normalize("NFC", c), c)) != c:
@@ -225,6 +232,34 @@ def local(root: epath.Path) -> tuple[list[str], dict[str, str], Others]:
                 found.append(path)
                 bad[path] = str(error.strerror)
     return found, bad, others
+
+
+def instead(root: epath.Path, others: Others) -> str:
+    """What lies in a folder without images, and how some of it is read, for an error message."""
+    if not others:
+        return ""
+    most = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common(3))
+    way = ""
+    if any(IDX.search(path.name) for path in root.iterdir()):
+        way = f"; idx files are read with --dataset=idx:{root}"
+    elif ".npz" in others:
+        way = "; arrays are read with --dataset=npz:FILE"
+    elif others.keys() & {".zip", ".tar", ".gz", ".tgz", ".xz", ".7z"}:
+        way = "; archives are to be unpacked first"
+    elif others.keys() & {".gif", ".heic", ".avif", ".jp2", ".tga", ".psd"}:
+        way = "; images of other formats are to be converted first, for example to PNG"
+    return f" (it holds: {most}){way}"
+
+
+def tell_nested(found: Sequence[str], root: epath.Path) -> None:
+    """Names the folder to give where all images lie in one folder of folders, as an unpacked archive often has them."""
+    tops = {f.partition("/")[0] for f in found}
+    inner = sorted({f.split("/")[1] for f in found if f.count("/") > 1})
+    if len(tops) == 1 and len(inner) > 1 and all(f.count("/") > 1 for f in found):
+        only = root / next(iter(tops))
+        names = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
+        line = f"{root} has one folder, so no classes; --dataset=folder:{only} has {len(inner)}: {names}"
+        lastwords.say(printable(line), sys.stderr)
 
 
 def tell(others: Others, name: str) -> None:

@@ -351,9 +351,9 @@ def test_names():
 def test_what_is_not_there_is_named():
     with pytest.raises(InputError, match="unknown augmentation 'cutuot'; did you mean 'cutout'"):
         augment.policy("color,cutuot")
-    with pytest.raises(InputError, match="1 or 3 channels, not 2; nearest without colours: 'bg'"):
+    with pytest.raises(InputError, match="1, 3 or 4 channels, not 2; nearest without colours: 'bg'"):
         augment.policy("ada", channels=2)
-    with pytest.raises(InputError, match="not 4"):
-        jax.eval_shape(augment.ada(Strengths(hue=1)), keys_of(1), jnp.zeros((1, 4, 4, 4)), 1.0)
+    with pytest.raises(InputError, match="not 5"):
+        jax.eval_shape(augment.ada(Strengths(hue=1)), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)
     for name in ("bg", "diffaugment"):
         jax.eval_shape(augment.policy(name, channels=5), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)

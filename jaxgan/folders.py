@@ -112,6 +112,25 @@ def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
     return classes if len(classes) > 1 else []
 
 
+def class_folder(name: str) -> str:
+    """The folder of a class: its name, with a percent code for each character that a file system may not hold."""
+    return re.sub(r'[\0-\x1f/\\:*?"<>|]|^\.|[. ]$', lambda found: f"%{ord(found[0]):02X}", name)
+
+
+def class_folders(names: Sequence[str], classes: int) -> list[str]:
+    """A folder for each class, by `class_folder`; by number where there are no names, or none that make folders.
+
+    Numbers have as many digits as the last class, so that their order is that of the classes in any listing.
+    """
+    found = [class_folder(name) for name in names]
+    distinct = {unicodedata.normalize("NFC", name).casefold() for name in found}  # as macOS and Windows tell them apart
+    with contextlib.suppress(UnicodeEncodeError):
+        lengths = [len(os.fsencode(name)) for name in found]
+        if len(distinct) == len(found) == classes and all(0 < n < 256 for n in lengths):
+            return found
+    return [f"{i:0{len(str(classes - 1))}d}" for i in range(classes)]
+
+
 def is_split(root: epath.Path, split: str) -> bool:
     """Whether the sub-folder `split` is to be taken for the whole.
 

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from experiments import generate
-from jaxgan import data, files, flags, folders, hosts, loop, memory, report, sources, trained
+from jaxgan import classes, data, files, flags, folders, hosts, loop, memory, report, sources, trained
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -166,18 +166,17 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
             raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
-    if type(chosen := stored.get("classes", [])) is not list or not all(type(k) is int for k in chosen):
-        raise InputError(f"the classes of {run} are {str(chosen)[:60]!r}; expected a list of integers")
+    if type(chosen := stored.get("classes", [])) is not list or not all(type(k) in (int, str) for k in chosen):
+        raise InputError(f"the classes of {run} are {str(chosen)[:60]!r}; expected a list of names and numbers")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
-    names = generate.class_names(whole)
-    classes = names if len(names) == gan.generator.num_classes else gan.generator.num_classes
+    names = generate.class_names(whole, gan.generator.num_classes) or gan.generator.num_classes
 
     def draw(seed: int, real: data.Source) -> Samples:
         asked = None
         with contextlib.suppress(InputError):  # where they differ, they take turns
-            places = class_table(run, classes, real)
+            places = class_table(run, names, real)
             if places is not None and len(places) == real.num_classes:
                 asked = np.argsort(places)[judge.classes(real, config.num)]
         labels, start = gan.labels(asked, config.num), 0
@@ -187,7 +186,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
             start += len(part)
         return Samples(images, labels)
 
-    return Subject(run, gan.generator.shape, classes, draw, gan), stored
+    return Subject(run, gan.generator.shape, names, draw, gan), stored
 
 
 def of_images(config: Config, name: str) -> Subject:
@@ -222,8 +221,8 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         cache=loop.cache_dir() / "decoded",
         skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
-    classes = None if config.dataset else stored.get("classes")
-    return source.only(classes) if classes else source
+    chosen = None if config.dataset else stored.get("classes")
+    return source.only(chosen) if chosen else source
 
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
@@ -270,7 +269,7 @@ def class_table(name: str, ours: Sequence[str] | int, real: data.Source) -> np.n
         if ours == real.num_classes:
             return np.arange(ours)
     else:
-        names = real.class_names or tuple(map(str, range(real.num_classes)))
+        names = classes.names_of(real.class_names, real.num_classes)
         number = {folders.class_folder(x): i for i, x in enumerate(names)} | {x: i for i, x in enumerate(names)}
         digits = not real.class_names and all(x.isdecimal() for x in ours)
         places = [number.get(str(int(x)) if digits else x, -1) for x in ours]
@@ -279,16 +278,9 @@ def class_table(name: str, ours: Sequence[str] | int, real: data.Source) -> np.n
         if not real.class_names and not digits and len(ours) == real.num_classes:
             return np.arange(len(ours))
     raise InputError(
-        f"{name} has the classes {listed(ours)}, {real.name} {listed(real.class_names or real.num_classes)}; "
-        "expected the same"
+        f"{name} has the classes {classes.shown(*((), ours) if isinstance(ours, int) else (ours,))}, {real.name} "
+        f"{classes.shown(real.class_names, real.num_classes)}; expected the same"
     )
-
-
-def listed(classes: Sequence[str] | int) -> str:
-    """Names of classes, or their number, for a message."""
-    if isinstance(classes, int):
-        return f"0 to {classes - 1}"
-    return ", ".join(classes[:10]) + (f", ... ({len(classes)})" if len(classes) > 10 else "")
 
 
 # --- the metrics that are not of features

@@ -26,7 +26,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from jaxgan import files, flags, folders, loop, memory, report, trained
+from jaxgan import classes, files, flags, folders, loop, memory, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -47,7 +47,9 @@ class Config:
     out: str = option("", "what to write: a grid.png, arrays.npz, an animated walk.gif, or a folder of PNGs")
     num: int = option(64, "images, or tiles of an animation")
     seed: int = option(0, "seed of the latents")
-    classes: tuple[int, ...] = option((), "classes of a conditional model, which take turns; empty: all of them")
+    classes: tuple[str, ...] = option(
+        (), "classes of a conditional model, by name or number, which take turns; empty: all of them"
+    )
     truncation: float | None = option(
         None, "largest |z|, or ψ of a style generator: below 1 more typical images of less variety"
     )
@@ -59,8 +61,7 @@ class Config:
 
 def main(config: Config) -> None:
     stored = check(config)
-    names = class_names(stored)
-    out, ending = place(config, stored["config"], names)
+    out, ending = place(config, stored)
     loop.setup(Common(num_hosts=1))
     gan = trained.load(config.run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     h, w, c = gan.generator.shape
@@ -69,7 +70,14 @@ def main(config: Config) -> None:
     memory.check(config.num * numbers, f"--num={config.num} images of {h}x{w}x{c}", "expected fewer")
     if ending != ".npz" and c not in MODES:
         raise InputError(f"--out={config.out}: a picture has 1, 3 or 4 channels, these images {c}; expected an .npz")
-    label = gan.labels(np.resize(config.classes, config.num) if config.classes else None, config.num)
+    count = gan.generator.num_classes
+    names = class_names(stored, count)
+    if config.classes and not count:
+        raise InputError(
+            f"--classes={','.join(map(str, config.classes))}: the generator of {config.run} is unconditional"
+        )
+    chosen = classes.resolve(config.classes, names, count, config.run) or tuple(range(count))
+    label = gan.labels(np.resize(chosen, config.num) if chosen else None, config.num)
     key = jax.random.key(config.seed)
     try:
         if ending == ".gif":
@@ -82,10 +90,12 @@ def main(config: Config) -> None:
             elif ending == ".npz":
                 files.write(out, archive(np.concatenate(list(batches)), label))
             else:
-                write_folder(out, batches, label, gan.generator.num_classes, names)
+                write_folder(out, batches, label, count, names)
     except OSError as error:
         raise InputError(f"cannot write --out={config.out}: {error.strerror or error}") from None
     what = f"{config.frames} frames of {config.num} tiles" if ending == ".gif" else f"{config.num} images"
+    if chosen:
+        what += f" of {classes.shown([classes.names_of(names, count)[k] for k in chosen])}"
     print(f"wrote {what}, {h}x{w}x{c}, to {config.out}")
 
 
@@ -104,13 +114,15 @@ def check(config: Config) -> dict[str, Any]:
     return flags.read(files.reach(config.run))
 
 
-def class_names(stored: dict[str, Any]) -> tuple[str, ...]:
-    """Of a run's data; () where it has none, or none that are names."""
+def class_names(stored: dict[str, Any], count: int | None = None) -> tuple[str, ...]:
+    """Of the data of a run, from its config.json; () where they are not `count` names (None: any number)."""
     names = found.get("classes") if isinstance(found := stored.get("data"), dict) else None
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names) if count in (None, len(names)) else ()
 
 
-def place(config: Config, stored: dict[str, Any], names: Sequence[str]) -> tuple[epath.Path, str]:
+def place(config: Config, stored: dict[str, Any]) -> tuple[epath.Path, str]:
     """Where to write, and the ending ("": a folder). Raises InputError for a place that may not be written to."""
     ending = "" if config.out.endswith(("/", os.sep)) else epath.Path(config.out).suffix.lower()
     if ending and ending not in ENDINGS:
@@ -118,10 +130,12 @@ def place(config: Config, stored: dict[str, Any], names: Sequence[str]) -> tuple
             f"--out={config.out}: unknown ending {ending!r}; expected {', '.join(ENDINGS)}, "
             f"or a folder: no ending, or a slash at the end"
         )
-    classes = "|".join([r"\d+", *(re.escape(name) for name in folders.class_folders(names, len(names)))])
-    own = re.compile(rf"({classes})/|(({classes})/)?\d{{6,}}\.png")  # what this script writes into a folder
+    names = class_names(stored)
+    homes = "|".join([r"\d+", *(re.escape(home) for home in folders.class_folders(names, len(names)))])
+    own = re.compile(rf"({homes})/|(({homes})/)?\d{{6,}}\.png")  # what this script writes into a folder
     out = files.destination("--out", config.out, config.overwrite, folder=not ending, own=own)
-    dataset, split, inside = str(stored.get("dataset", "")), str(stored.get("split", "train")), False
+    flag = stored["config"].get
+    dataset, split, inside = str(flag("dataset", "")), str(flag("split", "train")), False
     kind, _, folder = dataset.partition(":")
     if kind == "folder" and ending in ("", ".png"):
         with contextlib.suppress(InputError):  # the data need not be there, nor be readable
@@ -192,14 +206,14 @@ def write_folder(
     out: epath.Path,
     batches: Iterator[np.ndarray],
     label: np.ndarray | None,
-    classes: int,
+    count: int,
     names: Sequence[str] = (),
 ) -> None:
     """PNGs `000017.png`, of a conditional model `cat/000017.png`, all or none: they are moved into place together.
 
     names: of the classes, which folders have too (`folders.class_folders`).
     """
-    homes = folders.class_folders(names, classes)
+    homes = folders.class_folders(names, count)
 
     def save(part: epath.Path, i: int, image: np.ndarray) -> None:
         inner = part if label is None else part / homes[label[i]]

@@ -50,7 +50,9 @@ class Config(Common):
     needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
 
     steps: int = option(4000, "training steps", resumable=True)
-    classes: tuple[int, ...] = option((), "classes of the data set to train on, which become 0, 1, ...; empty: all")
+    classes: tuple[str, ...] = option(
+        (), "classes of the data set to train on, by name or number, which become 0, 1, ...; empty: all"
+    )
     conditional: bool = option(False, "generator and discriminator see the class label")
     auxiliary: float = option(
         0.0, "λ of AC-GAN: a conditional discriminator tells the class instead of seeing it; 0: no"

@@ -46,7 +46,7 @@ class Config:
     source_run: str = like("source_run")
     source_step: int | None = like("source_step")
     source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
-    source_classes: tuple[int, ...] = option(tuple(range(9)), "classes that it is trained on; empty: all")
+    source_classes: tuple[str, ...] = option(tuple("012345678"), "classes that it is trained on; empty: all")
     source_crop: str = option("", "what part of an image it is trained on, as --crop; empty: as the preset")
     source_size: str = option("", "pixels of its images, 28 or 28x28; empty: as the preset")
     source_width: int = option(0, "base number of channels of its networks; 0: as the preset")
@@ -54,7 +54,7 @@ class Config:
     dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "of its images to train on")
     test_split: str = like("test_split")
-    classes: tuple[int, ...] = option((9,), "classes of the target, which become 0, 1, ...; empty: all")
+    classes: tuple[str, ...] = option(("9",), "classes of the target, which become 0, 1, ...; empty: all")
     from_classes: tuple[int, ...] = like("from_classes")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
@@ -111,8 +111,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits_tenth": {},
     # One layer more than at MNIST's own 28x28: better at half the width, and more of it is worth keeping.
     "mnist_tenth": MNIST
-    | {"source_classes": tuple(range(9)), "source_size": "32", "source_width": 16, "source_steps": 10_000}
-    | {"dataset": "mnist", "classes": (9,), "tuned_learning_rate": (6e-3, 1e-3)},
+    | {"source_classes": tuple("012345678"), "source_size": "32", "source_width": 16, "source_steps": 10_000}
+    | {"dataset": "mnist", "classes": ("9",), "tuned_learning_rate": (6e-3, 1e-3)},
     # At USPS' 16x16 pixels, which a digit fills: of MNIST's 28x28 it fills 20x20. Wide networks overfit 1,000 images.
     # USPS is not in TFDS; experiments/README.md says how to make the file.
     "mnist_usps": MNIST
@@ -240,7 +240,7 @@ def source_config(config: Config) -> image.Config:
     """Of the run that is trained where none is given."""
     given = {"preset": config.source_preset, "workdir": f"{config.workdir}/source", "eval_every": 0, "seed": 0}
     given |= {"data_dir": config.data_dir, "manual_dir": config.manual_dir, "devices": config.devices}
-    given |= {"classes": ",".join(map(str, config.source_classes)), "notensorboard": None, "steps_per_call": 50}
+    given |= {"classes": ",".join(config.source_classes), "notensorboard": None, "steps_per_call": 50}
     own = {"size": config.source_size, "width": config.source_width, "steps": config.source_steps}
     given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]

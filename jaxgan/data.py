@@ -59,7 +59,8 @@ def load(
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
     (as they are), `"64"` or `"48x64"` (h x w), `crop` what part of an image is kept (`images.fit`),
-    `channels` is 0 (as they are, but files with transparency on white), 1 (grey), 3 (colour) or 4 (RGBA). Decoded images stay in memory if all fit `cache_gb` and it;
+    `channels` is 0 (as they are, but files with transparency on white), 1 (grey), 3 (colour) or 4 (RGBA).
+    Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
     `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
@@ -68,7 +69,9 @@ def load(
     images.window(crop)  # for what is wrong with it
     files.check_remote(place)
     if channels < 0:
-        raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour, 4 RGBA")
+        raise InputError(
+            f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour, 4 RGBA"
+        )
     if skip_bad and kind != "folder":
         raise InputError(f"--skip_bad_images is for the files of folder:DIR; given --dataset={name}")
     if kind == "folder":

@@ -199,6 +199,10 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
     if stored.get("channels") == 0 and given.get("channels") == _channels(run):
         free.add("channels")  # what was read from the images then is said now
     defaults = {}
+    kinds = _kinds(type(config))
+    for name, kind in kinds.items():  # numbers in a run of before, where names are accepted now (--classes)
+        if kind.base is str and kind.many and isinstance(value := stored.get(name), list):
+            stored[name] = [str(x) if type(x) is int else x for x in value]
     for field in dataclasses.fields(config):
         free |= {field.name} if field.metadata.get("resumable") else set()
         defaults[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default

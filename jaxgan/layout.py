@@ -1,4 +1,4 @@
-"""How an array of images lies in memory: what is not (n, h, w, c), or not uint8, is refused with the line that helps."""
+"""The layout and range of arrays of images: what is not uint8 (n, h, w, c) is refused with the line that helps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def check(shape: Sequence[int], what: str) -> None:
 
 
 def conversion(images: np.ndarray) -> str:
-    """The range of an array that is not uint8 and the code that converts it, for an error message; "" for no numbers."""
+    """The range of an array that is not uint8 and the code that converts it, for an error message."""
     kind = images.dtype.kind
     if kind == "b" and images.size:
         return "; to convert them: images.astype(np.uint8) * 255"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgan import files, images, lastwords, layout, memory
+from jaxgan import classes, files, images, lastwords, layout, memory
 from jaxgan.errors import InputError
 
 CLASSES = 2**17  # the most that numbers may tell: a number of a class is also the length of a table
@@ -61,14 +61,16 @@ class Source:
 
         return dataclasses.replace(self, num_examples=len(rows), read=chosen, identity=None, files=names)
 
-    def only(self, classes: Sequence[int]) -> "Source":
-        """The examples of these classes, which become 0, 1, ... in the order given. Reads every label, and so image."""
-        strange = [k for k in classes if not 0 <= k < self.num_classes]
-        for wrong in strange or [k for k in classes if classes.count(k) > 1]:
-            known = f"the classes 0 to {self.num_classes - 1}, each once" if self.num_classes else "no labels"
-            raise InputError(f"class {wrong} of {self.name}: expected some of what it has, {known}")
+    def only(self, wanted: Sequence[str | int]) -> "Source":
+        """The examples of these classes, by name or number (`classes.resolve`), which become 0, 1, ... in this order.
+
+        Reads every label, and so image.
+        """
+        numbers = classes.resolve(wanted, self.class_names, self.num_classes, self.name)
+        for again in (x for x, k in zip(wanted, numbers, strict=True) if numbers.count(k) > 1):
+            raise InputError(f"--classes: the class {again} of {self.name} is given twice; expected each once")
         place = np.full(self.num_classes, -1, np.int32)
-        place[list(classes)] = np.arange(len(classes))
+        place[list(numbers)] = np.arange(len(numbers))
         rows = np.flatnonzero(place[read_all(self)["label"]] >= 0)
         part, names = self.subset(rows), self.class_names
 
@@ -76,8 +78,8 @@ class Source:
             found = part.read(indices)
             return {**found, "label": place[found["label"]]}
 
-        names = tuple(names[k] for k in classes) if names else ()
-        return dataclasses.replace(part, read=read, num_classes=len(classes), class_names=names)
+        names = tuple(names[k] for k in numbers) if names else ()
+        return dataclasses.replace(part, read=read, num_classes=len(numbers), class_names=names)
 
 
 def held_out(

@@ -357,3 +357,15 @@ def test_what_is_not_there_is_named():
         jax.eval_shape(augment.ada(Strengths(hue=1)), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)
     for name in ("bg", "diffaugment"):
         jax.eval_shape(augment.policy(name, channels=5), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)
+
+
+@pytest.mark.parametrize("name", ["color", "ada", "r3gan"])
+def test_colors_of_rgba_change_as_those_of_rgb_and_alpha_does_not(name):
+    images, keys = random_images(8, (6, 6, 4)), keys_of(8)
+    only = augment.policy("color") if name == "color" else augment.ada(Strengths(**augment.COLOR))
+    found = quick(only)(keys, images, 1.0)
+    np.testing.assert_array_equal(found[..., 3], images[..., 3])
+    np.testing.assert_allclose(found[..., :3], quick(only)(keys, images[..., :3], 1.0), atol=1e-6)
+    assert np.abs(found[..., :3] - images[..., :3]).max() > 0.3
+    shape = jax.eval_shape(augment.policy(name, channels=4), keys, images, 1.0).shape
+    assert shape == images.shape

@@ -90,6 +90,7 @@ RUN = (
 )
 DATA = (
     "jaxgan.data",
+    "jaxgan.classes",
     "jaxgan.sources",
     "jaxgan.folders",
     "jaxgan.archives",

@@ -143,7 +143,7 @@ def test_classes_are_matched_by_name():
     assert evaluate.class_table("x", ("a", "b", "c"), real(k=3)).tolist() == [0, 1, 2]
     assert evaluate.class_table("x", 0, fashion) is None
     for ours, source in ((("Bag", "Hat"), fashion), (2, fashion), (("3",), real(k=3)), (("0", "1", "2"), fashion)):
-        with pytest.raises(InputError, match="x has the classes .*; expected the same"):
+        with pytest.raises(InputError, match=r"x has the classes .*; expected the same"):
             evaluate.class_table("x", ours, source)
 
 

@@ -3,7 +3,7 @@
     python -m experiments.generate --run=runs/digits --out=grid.png --num=64
     python -m experiments.generate --run=runs/digits --out=images.npz --num=10000 --truncation=0.7
     python -m experiments.generate --run=runs/digits --out=walk.gif --num=16 --frames=120
-    python -m experiments.generate --run=runs/digits --out=images/ --num=10000 --classes=3,5
+    python -m experiments.generate --run=runs/digits --out=images/ --num=10000 --classes=cat,dog
 
 A folder holds numbered PNGs, those of a conditional model in a sub-folder for each class, which has the name of the
 class; `--dataset=folder:images` and `--dataset=npz:images.npz` train on the result. One image alone (`--num=1`) is

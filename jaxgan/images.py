@@ -2,13 +2,16 @@
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import importlib
 import io
 import itertools
+import logging
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, TypeVar
@@ -43,9 +46,17 @@ TURNED = range(5, 9)  # its values that exchange width and height
 PNG, JPEG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff"  # how files begin
 
 
-def plugin(module: str, reader: str) -> Callable[[IO[bytes]], Image.Image]:
+@functools.cache
+def module_of(name: str) -> Any:
+    """A module of Pillow, without its own words about damaged files: the error says what is wrong, with the name."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger(f"PIL.{name}").setLevel(logging.CRITICAL)
+    return importlib.import_module(f"PIL.{name}")
+
+
+def plugin(name: str, reader: str) -> Callable[[IO[bytes]], Image.Image]:
     """A reader of a rarer format, whose module is imported with the first such file."""
-    return lambda file: getattr(importlib.import_module(f"PIL.{module}"), reader)(file)
+    return lambda file: getattr(module_of(name), reader)(file)
 
 
 # What is read, by how a file begins and not by its name. (`Image.open` knows 40 formats more, of which some start other

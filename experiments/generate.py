@@ -187,7 +187,7 @@ def frame(array: np.ndarray) -> Image.Image:
     colors = Image.fromarray(report.on_white(array)).quantize(CLEAR)
     places = np.where(array[..., 3] < OPAQUE, np.uint8(CLEAR), np.asarray(colors))
     image = Image.fromarray(places, "P")
-    image.putpalette(colors.getpalette() or [])
+    image.putpalette([*(colors.getpalette() or []), *[255] * 768][:768])
     return image
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import anomaly_scores, image
+from jaxgan import classes as class_lists
 from jaxgan import data, files, flags, lastwords, loop, parallel, report, sources, workdir
 from jaxgan.anomaly import calibration, detector, parts
 from jaxgan.anomaly.detector import Detector
@@ -43,12 +44,16 @@ OWN = re.compile(r"sheet\.png|\d{4,}-\d{6,}\.png")  # what this script writes in
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
     needs: ClassVar[Mapping[str, Need]] = anomaly_scores.NEEDS | {
-        "test_split": Need(lambda c: c.normal, "without --normal, the class that is normal")
+        "test_split": Need(lambda c: c.normal != "", "without --normal, the class that is normal")
     }
 
     mode: str = option("fit", "fit: train on normal images; score: look at others", ("fit", "score"), resumable=True)
     method: str = option("joint", "a module of jaxgan/anomaly, or your own: joint, fanogan, bigan, ganomaly, pkg.mine")
-    normal: str = option("all", "the class that is normal, by name or number; all: each in turn; empty: all images are")
+    normal: str | None = option(
+        None,
+        "the class that is normal, by name or number; all: each in turn; empty: all images are; none: all, or, of a "
+        "folder or file with classes, to be given",
+    )
     test_split: str = option("", "split to measure on; empty: every fifth image of a labelled set", resumable=True)
     steps: int = option(600, "training steps, over which the learning rates fall")
     gan_steps: int = option(1500, "of the GAN that fanogan trains first")
@@ -98,7 +103,7 @@ def main(config: Config) -> None:
     if config.mode == "score":
         score(config)
         return
-    loop.check(config)
+    loop.check(dataclasses.replace(config, normal="all" if config.normal is None else config.normal))
     fit(config)
 
 
@@ -123,6 +128,9 @@ def load(config: Config, split: str) -> data.Source:
 def tasks(config: Config) -> list[Task]:
     """One for each class that is to be normal. Raises InputError for classes that are not there, or alone."""
     source, test = load(config, config.split), None
+    if config.normal is None:
+        check_asked(config, source)
+        config = dataclasses.replace(config, normal="all")
     if config.test_split and config.normal:
         read = functools.partial(load, config)
         test = sources.held_out(read, source, config.split, config.test_split, labelled=False)
@@ -148,8 +156,19 @@ def tasks(config: Config) -> list[Task]:
     return found
 
 
+def check_asked(config: Config, source: data.Source) -> None:
+    """Raises InputError for classes of one's own of which none is said to be normal: each in turn is how benchmarks
+    measure a method, and would take good and bad parts for normal alike."""
+    begun = any(files.reach(config.workdir).glob("normal-*")) if config.workdir else False
+    if source.num_classes > 1 and ":" in config.dataset and not begun:
+        raise InputError(
+            f"--dataset={config.dataset} has the classes {class_lists.shown(_names(source))}; expected --normal=NAME "
+            "for the normal one, --normal=all for each in turn, or --normal= where all images are normal"
+        )
+
+
 def _names(source: data.Source) -> tuple[str, ...]:
-    return source.class_names or tuple(map(str, range(source.num_classes)))
+    return sources.names_of(source)
 
 
 def _others(test: data.Source, name: str) -> np.ndarray:
@@ -165,11 +184,9 @@ def classes(normal: str, names: tuple[str, ...], several: bool = False) -> list[
     """The names of those that --normal asks for."""
     if normal == "all" and several:
         return list(names)
-    if normal in names:
-        return [normal]
-    if normal.isdecimal() and int(normal) < len(names):
-        return [names[int(normal)]]
-    raise unknown("class --normal", normal, (*names, *["all"] * several))
+    if normal not in names and not normal.lstrip("#").isdecimal():
+        raise unknown("class --normal", normal, (*names, *["all"] * several))
+    return [names[k] for k in class_lists.resolve([normal], names, len(names), "the data", "--normal")]
 
 
 def _task(
@@ -189,12 +206,15 @@ def fit(config: Config) -> None:
     found = tasks(config)
     if config.dry_run:
         for task in found:
-            print(f"would train {config.method} on {task.train.num_examples:,} images of {task.name or 'one class'}")
+            what = f"class {task.name}" if task.name else "one class"
+            print(f"would train {config.method} on {task.train.num_examples:,} images of {what}")
         return
     started, rows = time.monotonic(), []
     for task in found:
         inner = f"{config.workdir}/normal-{task.name}" if len(found) > 1 else config.workdir
-        own = dataclasses.replace(config, workdir=inner, normal=task.name or config.normal)
+        own = dataclasses.replace(
+            config, workdir=inner, normal=task.name or config.normal or ("all" if config.normal is None else "")
+        )
         trained = train(own, method, task, devices)
         rows.append(measure(task, trained, config.false_positive_rate))
         print(f"{task.name or 'normal'}: {rows[-1]['text']}")
@@ -324,7 +344,7 @@ def score(config: Config) -> None:
             raise InputError(f"cannot write --heatmaps={config.heatmaps}: {error.strerror or error}") from None
     names, known = source.files or range(len(scores)), None
     if source.num_classes:
-        known = [source.class_names[x] if source.class_names else x for x in data.labels(source)]
+        known = [_names(source)[x] for x in data.labels(source)]
     said = anomaly_scores.write(config, trained.calibration, "image", names, scores, known)
     print(f"{said}; wrote {config.out}{f' and pictures to {config.heatmaps}' if config.heatmaps else ''}")
 

@@ -28,6 +28,7 @@ from experiments import generate, image, image_check, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
+from jaxgan import classes as class_lists
 from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
 from jaxgan.config import check_least
 from jaxgan.errors import InputError
@@ -176,11 +177,11 @@ def check(config: Config) -> None:
 
 def load(config: Config) -> Images:
     """Raises InputError for images without classes, and for a class that has too few."""
-    pool = image.load(config, config.split)
+    pool = in_run_order(config, image.load(config, config.split))
     if pool.num_classes < 2:
         raise InputError(f"{config.dataset} has {pool.num_classes or 'no'} classes; expected labels of two or more")
     if config.test_split:
-        test = sources.held_out(functools.partial(image.load, config), pool, config.split, config.test_split)
+        test = sources.held_out(functools.partial(image.whole, config), pool, config.split, config.test_split)
     else:
         held = np.arange(pool.num_examples) % HELD_OUT == 0
         pool, test = pool.subset(np.flatnonzero(~held)), pool.subset(np.flatnonzero(held))
@@ -189,10 +190,24 @@ def load(config: Config) -> Images:
         counts = np.bincount(labels, minlength=pool.num_classes)
         few = int(counts.argmin())
         if counts[few] < max(least, 1):
-            of = pool.class_names[few] if pool.class_names else few
+            of = sources.names_of(pool)[few]
             wanted = f"--per_class={least}" if least > 1 else "at least 1"
+            if not counts[few]:
+                filled = [name for name, count in zip(sources.names_of(pool), counts, strict=True) if count]
+                wanted += f", or --classes={','.join(filled[: class_lists.LISTED])}"
             raise InputError(f"class {of} of {config.dataset} has {counts[few]} {what}; expected {wanted}")
     return Images(pool, whole["image"], whole["label"], tested)
+
+
+def in_run_order(config: Config, pool: data.Source) -> data.Source:
+    """`pool` with its classes numbered as in --run, or as in the GANs that a run of before has trained here."""
+    if config.run:
+        names = workdir.data_of(files.reach(config.run)).get("classes", ())
+        return sources.as_trained(pool, names, f"--run={config.run}") if names else pool
+    begun = sorted(files.reach(config.workdir).glob("gan-*/config.json"))
+    return (
+        sources.as_begun(pool, workdir.data_of(begun[0].parent).get("classes", ()), config.workdir) if begun else pool
+    )
 
 
 def given(config: Config, pool: data.Source) -> Gan:
@@ -309,7 +324,8 @@ def tell(k: int, cases: list[dict], config: Config) -> None:
 def describe(config: Config, images: Images) -> None:
     """What --dry_run prints."""
     pool = images.pool
-    print(f"real     {pool.num_examples:,} images {pool.shape} of {pool.num_classes} classes to draw from")
+    of = class_lists.line(pool.class_names, pool.num_classes)
+    print(f"real     {pool.num_examples:,} images {pool.shape} of {of} to draw from")
     print(f"draws    {','.join(map(name_of, config.per_class))} of each class, each {config.seeds} times")
     print(f"GAN      {config.run or f'{config.steps:,} steps for each draw'}; {config.num:,} images of each class")
     print(f"test     {len(images.test['label']):,} images, {len(config.methods)} classifiers for each draw")
@@ -340,9 +356,11 @@ def main(config: Config) -> None:
         seed = seed if k else config.seed  # all images are the same for each seed
         return train(config, source, f"{name_of(k)}-seed{seed}", seed, devices)
 
+    described = sources.about(pool)
+    workdir.check_data(config, workdir.of(config), described)
     directory = workdir.claim(config)
     with workdir.held(directory):
-        flags.write(config, directory)
+        flags.write(config, directory, {"data": described})
         cases: dict[int, list[dict]] = {}
         for k in config.per_class:
             cases[k] = []

@@ -160,8 +160,7 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
-    whole = flags.read(files.reach(run))
-    stored = whole["config"]
+    stored = flags.read(files.reach(run))["config"] | {"class_names": generate.class_names(run), "directory": run}
     for flag in DATA:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
@@ -171,7 +170,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
-    names = generate.class_names(whole, gan.generator.num_classes) or gan.generator.num_classes
+    names = generate.class_names(run, gan.generator.num_classes) or gan.generator.num_classes
 
     def draw(seed: int, real: data.Source) -> Samples:
         asked = None
@@ -221,8 +220,23 @@ def load(config: Config, stored: dict[str, Any], name: str, split: str) -> data.
         cache=loop.cache_dir() / "decoded",
         skip_bad=given("skip_bad_images") and name.startswith("folder:"),
     )
-    chosen = None if config.dataset else stored.get("classes")
-    return source.only(chosen) if chosen else source
+    return numbered_as(source, config, stored, split)
+
+
+def numbered_as(source: data.Source, config: Config, stored: dict[str, Any], split: str) -> data.Source:
+    """`source` with the classes of the run, by their names and in its order.
+
+    Raises OtherClasses where the run's own data have others now: labels would mean something else. Other data, those of
+    --dataset, may have others, and keep theirs.
+    """
+    chosen, names = stored.get("classes"), stored.get("class_names", [])
+    if config.dataset:
+        same = sorted(names) == sorted(sources.names_of(source))
+        return source.in_order(names) if same else source
+    if not names:  # unnamed, or of a run that needs no labels
+        return source.only(chosen) if chosen else source
+    part = split != (stored.get("split") or "train")
+    return sources.as_trained(source, names, stored["directory"], chosen=bool(chosen), part=part)
 
 
 def real_images(config: Config, stored: dict[str, Any], devices: list) -> Real:
@@ -414,7 +428,7 @@ def main(config: Config) -> None:
     kept: dict[str, Real] = {}
     try:
         for subject, stored in subjects:
-            seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes")])
+            seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes", "class_names")])
             if seen_as not in kept:
                 kept = {seen_as: real_images(config, stored, devices)}
             real = kept[seen_as]

@@ -26,7 +26,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from jaxgan import classes, files, flags, folders, loop, memory, report, trained
+from jaxgan import classes, files, flags, folders, loop, memory, report, trained, workdir
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     if ending != ".npz" and c not in MODES:
         raise InputError(f"--out={config.out}: a picture has 1, 3 or 4 channels, these images {c}; expected an .npz")
     count = gan.generator.num_classes
-    names = class_names(stored, count)
+    names = class_names(config.run, count)
     if config.classes and not count:
         raise InputError(
             f"--classes={','.join(map(str, config.classes))}: the generator of {config.run} is unconditional"
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
 
 
 def check(config: Config) -> dict[str, Any]:
-    """The config.json of the run. Raises InputError for a flag that is wrong, before anything else is read."""
+    """The flags of the run. Raises InputError for a flag that is wrong, before anything else is read."""
     for name, example in {"run": "runs/digits", "out": "grid.png"}.items():
         if not getattr(config, name):
             raise InputError(f"--{name} is empty; expected for example --{name}={example}")
@@ -111,15 +111,13 @@ def check(config: Config) -> dict[str, Any]:
         raise InputError(f"--truncation={config.truncation}: expected a number above 0, the largest |z|")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
-    return flags.read(files.reach(config.run))
+    return flags.read(files.reach(config.run))["config"]
 
 
-def class_names(stored: dict[str, Any], count: int | None = None) -> tuple[str, ...]:
-    """Of the data of a run, from its config.json; () where they are not `count` names (None: any number)."""
-    names = found.get("classes") if isinstance(found := stored.get("data"), dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return ()
-    return tuple(names) if count in (None, len(names)) else ()
+def class_names(run: str, count: int | None = None) -> tuple[str, ...]:
+    """Of the data that a run was trained on, in its order; () where they are not `count` names (None: any number)."""
+    names = tuple(workdir.data_of(files.reach(run)).get("classes", ()))
+    return names if count in (None, len(names)) else ()
 
 
 def place(config: Config, stored: dict[str, Any]) -> tuple[epath.Path, str]:
@@ -130,12 +128,11 @@ def place(config: Config, stored: dict[str, Any]) -> tuple[epath.Path, str]:
             f"--out={config.out}: unknown ending {ending!r}; expected {', '.join(ENDINGS)}, "
             f"or a folder: no ending, or a slash at the end"
         )
-    names = class_names(stored)
+    names = class_names(config.run)
     homes = "|".join([r"\d+", *(re.escape(home) for home in folders.class_folders(names, len(names)))])
     own = re.compile(rf"({homes})/|(({homes})/)?\d{{6,}}\.png")  # what this script writes into a folder
     out = files.destination("--out", config.out, config.overwrite, folder=not ending, own=own)
-    flag = stored["config"].get
-    dataset, split, inside = str(flag("dataset", "")), str(flag("split", "train")), False
+    dataset, split, inside = str(stored.get("dataset", "")), str(stored.get("split", "train")), False
     kind, _, folder = dataset.partition(":")
     if kind == "folder" and ending in ("", ".png"):
         with contextlib.suppress(InputError):  # the data need not be there, nor be readable

@@ -22,7 +22,9 @@ from experiments.image_presets import PRESETS
 from jaxgan import (
     adversarial,
     augment,
+    classes,
     data,
+    files,
     flags,
     hosts,
     lastwords,
@@ -36,7 +38,9 @@ from jaxgan import (
     regularisers,
     report,
     schedule,
+    sources,
 )
+from jaxgan import workdir as directories
 from jaxgan.config import Common, kimg
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -253,11 +257,13 @@ def main(config: Config) -> None:
     source = load(config, config.split)
     held = None
     if config.diagnose:
-        source, held = held_out(source, config.split, functools.partial(load, config))
+        source, held = held_out(source, config.split, functools.partial(whole, config))
         batches_of(config.pack, source, held)
     if not config.dry_run:
         train(config, source, devices, held)
         return
+    with hosts.together():
+        hosts.agree(lambda: directories.check_data(config, directories.of(config), sources.about(source)))
     pair = playing(config, source)
     evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
@@ -272,9 +278,9 @@ def playing(config: Config, source: data.Source) -> adversarial.Pair:
     return pair
 
 
-def load(config: Config, split: str) -> data.Source:
-    """The images that the flags name."""
-    source = data.load(
+def whole(config: Config, split: str) -> data.Source:
+    """All images of a split of the data set that the flags name."""
+    return data.load(
         config.dataset,
         split,
         data_dir=config.data_dir or None,
@@ -285,7 +291,27 @@ def load(config: Config, split: str) -> data.Source:
         cache=loop.cache_dir() / "decoded",
         skip_bad=config.skip_bad_images,
     )
-    return source.only(config.classes) if config.classes else source
+
+
+def load(config: Config, split: str) -> data.Source:
+    """The images of --classes, numbered as the run in --workdir has them if one is there.
+
+    Raises InputError for classes without images, and for other classes than those of that run.
+    """
+    source = whole(config, split)
+    source = source.only(config.classes) if config.classes else source
+    begun = run_data(config.workdir)
+    if config.conditional and not begun:  # a run of before may have them, and goes on
+        sources.check_filled(source)
+    return sources.as_begun(source, begun.get("classes", ()), config.workdir)
+
+
+def run_data(workdir: str) -> dict[str, Any]:
+    """What the run in a directory keeps of its data (`workdir.data_of`), the same on every host."""
+    if not workdir:
+        return {}
+    with hosts.together():
+        return hosts.agree(lambda: directories.data_of(files.reach(workdir)))
 
 
 def example_of(source: data.Source) -> dict[str, Any]:
@@ -309,6 +335,7 @@ def place(config: Config, source: data.Source, game: Game, devices: list[jax.Dev
         resident_gb=config.resident_gb,
         mirror=config.mirror,
         read=read,
+        filled=config.conditional and read and not run_data(config.workdir),
     )
 
 
@@ -341,10 +368,7 @@ def train(
         config,
         example=example_of(source),
         devices=devices,
-        about={
-            "networks": {"generator": network(pair.generator), "discriminator": network(pair.discriminator)},
-            "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
-        },
+        about={"networks": {"generator": network(pair.generator), "discriminator": network(pair.discriminator)}},
         sample=sample,
         evaluate=evaluate,
         best=best(config),
@@ -355,8 +379,8 @@ def describe(config: Config, source: data.Source, game: Game, example: dict, dev
     """What --dry_run prints."""
     state = jax.eval_shape(game.init, jax.random.key(0), example)
     h, w, c = source.shape
-    classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
-    lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}"]
+    of = classes.line(source.class_names, source.num_classes)
+    lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {of}"]
     for name, player in state.players.items():
         count = sum(x.size for x in jax.tree.leaves(player.params))
         lines.append(f"player   {name}: {count:,} parameters{', averaged' if player.ema is not None else ''}")

@@ -26,6 +26,7 @@ from etils import epath
 from experiments import image
 from jaxgan import (
     adversarial,
+    classes,
     data,
     files,
     flags,
@@ -52,6 +53,7 @@ from jaxgan.models import infogan
 from jaxgan.trained import Trained, network
 
 SHOWN = np.linspace(-2.0, 2.0, 9)  # of a number, whose range in training is -1 to 1
+DIGITS = 10  # categories where nothing says how many
 MEASURED = 10_000  # samples of the figures in the table
 
 
@@ -61,7 +63,9 @@ class Config(Common):
     batch_size: int = option(64, "images a step, over all devices")
     seeds: int = option(5, "runs, of the seeds --seed and on; the best by mutual information is named", resumable=True)
     model: str = option("infogan", "the networks", ("infogan",))
-    categorical: int = option(10, "categories of the categorical code; 0: none")
+    categorical: int | None = option(
+        None, "categories of the categorical code; 0: none; none: as many as the data have classes, 10 without labels"
+    )
     continuous: int = option(2, "continuous codes, uniform in [-1, 1] in training")
     noise: int = option(62, "dimensions of the latent that are no code")
     width: int = option(16, "channels at half the image's resolution")
@@ -92,17 +96,35 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def completed(config: Config, source: data.Source) -> Config:
+    """With as many categories as the data have classes, where no flag says how many, or as a run there already has."""
+    if config.categorical is not None:
+        return config
+    begun = sorted(files.reach(config.workdir).glob("seed-*/config.json")) if config.workdir else []
+    stored = flags.read(begun[0].parent)["config"].get("categorical") if begun else None
+    own = source.num_classes if source.num_classes > 1 else DIGITS
+    return dataclasses.replace(config, categorical=stored if isinstance(stored, int) else own)
+
+
+def categories(config: Config) -> int:
+    return DIGITS if config.categorical is None else config.categorical
+
+
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in their words."""
+    k = categories(config)
     least = {"seeds": 1, "width": 1, "eval_samples": 2}
-    zeros = ("categorical", "continuous", "noise", "information", "invariance", "r1", "ema")
+    zeros: tuple[str, ...] = ("continuous", "noise", "information", "invariance", "r1", "ema")
+    zeros += ("categorical",) if config.categorical is not None else ()
     check_least(config, least | dict.fromkeys(zeros, 0))
-    for name in ("categorical", "continuous", "noise", "width"):
+    if k > 2**14:
+        raise InputError(f"--categorical={k}: expected at most {2**14:,}")
+    for name in ("continuous", "noise", "width"):
         if getattr(config, name) > 2**14:
             raise InputError(f"--{name}={getattr(config, name)}: expected at most {2**14:,}")
-    if config.categorical == 1:
+    if k == 1:
         raise InputError("--categorical=1: one category has nothing to tell; expected 0 for none, or at least 2")
-    if not config.categorical and not config.continuous:
+    if not k and not config.continuous:
         raise InputError("--categorical=0 --continuous=0 leaves no code; experiments.image trains without")
     numbers = config.information_numbers
     if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
@@ -125,11 +147,11 @@ def load(config: Config, split: str) -> data.Source:
 def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:
     same: dict[str, Any] = {
         "width": config.width,
-        "categorical": config.categorical,
+        "categorical": categories(config),
         "continuous": config.continuous,
         "dtype": jnp.dtype(config.dtype),
     }
-    latent = config.categorical + config.continuous + config.noise
+    latent = categories(config) + config.continuous + config.noise
     return adversarial.Pair(
         infogan.Generator(shape, latent=latent, **same),
         infogan.Discriminator(shape, batch_norm=config.disc_batch_norm, **same),
@@ -138,7 +160,7 @@ def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:
 
 def make_game(config: Config, pair: adversarial.Pair) -> Game:
     """min over G and Q, max over D of V(D, G) - λ L_I(G, Q) (eq. 6): both players step down -λ L_I, D by its head Q."""
-    kinds = config.categorical, config.continuous
+    kinds = categories(config), config.continuous
     weights = (config.information, schedule.anneal(config.information_numbers, config.anneal_images))
     adam = functools.partial(optax.adam, b1=0.5)
     terms = [
@@ -146,7 +168,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
         for player in ("disc", "gen")
         for term in information.regulariser(player, pair.generator.codes, *kinds, weights)
     ]
-    terms += [information.invariance(*kinds, config.invariance)] if config.invariance and config.categorical else []
+    terms += [information.invariance(*kinds, config.invariance)] if config.invariance and kinds[0] else []
     return adversarial.game(
         pair,
         lookup.member("loss", config.loss, losses, losses.Loss),
@@ -209,7 +231,7 @@ class Reader(NamedTuple):
 
 def reader(config: Config, source: data.Source) -> Reader | None:
     """None where there are no classes to tell. It is trained on the data's labels, which the game never sees."""
-    if source.num_classes < 2 or not config.categorical:
+    if source.num_classes < 2 or not categories(config):
         return None
     test = None
     if config.test_split:
@@ -226,7 +248,7 @@ def reader(config: Config, source: data.Source) -> Reader | None:
 
 def figures(config: Config, samples: Samples, bounds: dict[str, Any], read: Reader | None) -> dict[str, Any]:
     """Of one seed: the information, the match with classes, and what the numbers change within a category."""
-    k, c = config.categorical, config.continuous
+    k, c = categories(config), config.continuous
     category = samples.codes[:, :k].argmax(-1) if k else np.zeros(len(samples.codes), int)
     found: dict[str, Any] = {"information": bounds}
     if read is not None:
@@ -311,6 +333,9 @@ def main(config: Config) -> None:
     directories.check(config)
     check(config)
     home = files.reach(config.workdir)
+    source = load(config, config.split)
+    config = completed(config, source)
+    check(config)
     runs = {
         f"seed-{seed}": dataclasses.replace(config, workdir=f"{config.workdir}/seed-{seed}", seed=seed)
         for seed in range(config.seed, config.seed + config.seeds)
@@ -318,14 +343,17 @@ def main(config: Config) -> None:
     for run in runs.values():
         loop.check(run)
     devices = parallel.devices_for(config.batch_size, config.devices)
-    source = load(config, config.split)
     pair = make_pair(config, source.shape)
-    if source.num_classes > 1 and config.categorical:
+    if source.num_classes > 1 and categories(config):
         judge.check(source)
     if config.dry_run:
         made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
-        print(f"would train {config.seeds} seeds on {source.num_examples:,} images {source.shape} of {source.name}")
+        of = classes.line(source.class_names, source.num_classes)
+        print(
+            f"would train {config.seeds} seeds on {source.num_examples:,} images {source.shape} of {source.name}, {of}"
+        )
+        print(f"codes: {categories(config)} categories, {config.continuous} numbers")
         print(f"parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
         return
     read = reader(config, source)

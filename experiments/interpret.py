@@ -23,7 +23,8 @@ from etils import epath
 
 from experiments import evaluate, interpret_views
 from experiments.interpret_views import Subject, Views
-from jaxgan import critic, files, flags, hosts, images, loop, page, trained
+from jaxgan import classes as class_lists
+from jaxgan import critic, files, flags, hosts, images, loop, page, sources, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -94,7 +95,8 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
 
 def load(config: Config) -> Subject:
     """The run and what there is beside its generator; for what there is not, why."""
-    stored = flags.read(files.reach(config.run))["config"]
+    names = evaluate.class_names(config.run)
+    stored = flags.read(files.reach(config.run))["config"] | {"class_names": names, "directory": config.run}
     for flag in evaluate.DATA:
         own = getattr(evaluate.Config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
@@ -124,12 +126,16 @@ def load(config: Config) -> Subject:
         source = evaluate.load(asked, stored, name, config.split or own or "train")
         if tuple(source.shape) != shape:
             raise InputError(f"its images are {source.shape}, those of the run {shape}")
+        own_names = sources.names_of(source)
+        if classes and own_names and (own_names != tuple(names) if names else len(own_names) != classes):
+            ours = class_lists.shown(names, classes)
+            raise sources.OtherClasses(f"{name} has the classes {class_lists.shown(own_names)}, {config.run} {ours}")
         if source.num_examples < 16:
             raise InputError(f"it has {source.num_examples} images; expected at least 16")
         judged = evaluate.judged(source)
         network, accuracy = embed.classifier(judged), judged.accuracy
     except InputError as error:
-        if config.dataset:
+        if config.dataset or isinstance(error, sources.OtherClasses):
             raise
         source, missing["data"] = None, f"the data set {name or 'of this run'} cannot be had: {error}"
     return Subject(space, judge, source, network, accuracy, targets, missing)

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.interpret_images import projection, saliency, this_sample, units
 from experiments.interpret_subject import MEASURED, STEPS, Effect, Subject, Views, bars, signed
+from jaxgan import classes as class_lists
 from jaxgan import report
 from jaxgan.interpret import directions, probe
 from jaxgan.page import Picture, Section, Table
@@ -29,7 +30,8 @@ Found = tuple[Section, dict[str, Any]]
 def introduction(views: Views) -> str:
     generator, subject = views.space.gan.generator, views.subject
     h, w, c = generator.shape
-    classes = f", {generator.num_classes} classes" if generator.num_classes else ", unconditional"
+    names = subject.source.class_names if subject.source is not None and generator.num_classes else ()
+    classes = f" of {class_lists.line(names, generator.num_classes)}" if generator.num_classes else ", unconditional"
     judged = (
         f" A classifier of the real images, right on {subject.accuracy:.1%} of those it has not seen, says what shows."
         if subject.accuracy is not None and subject.source is not None and subject.source.num_classes > 1

@@ -26,7 +26,7 @@ from experiments import image, image_check, transfer_images, transfer_methods, t
 from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
-from jaxgan import data, flags, loop, parallel, report
+from jaxgan import data, files, flags, loop, parallel, report, sources, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -45,8 +45,12 @@ class Config:
     workdir: str = option("", "directory of the runs and their report; started again, the same command goes on")
     source_run: str = like("source_run")
     source_step: int | None = like("source_step")
-    source_preset: str = option("dcgan_digits", "preset of experiments.image that is trained where there is no run")
-    source_classes: tuple[str, ...] = option(tuple("012345678"), "classes that it is trained on; empty: all")
+    source_preset: str = option(
+        "", "preset of experiments.image that is trained where there is no run; empty: dcgan_digits, for digits alone"
+    )
+    source_classes: tuple[str, ...] | None = option(
+        None, "classes that it is trained on; empty: all; none: 0 to 8 where digits go to the tenth, all otherwise"
+    )
     source_crop: str = option("", "what part of an image it is trained on, as --crop; empty: as the preset")
     source_size: str = option("", "pixels of its images, 28 or 28x28; empty: as the preset")
     source_width: int = option(0, "base number of channels of its networks; 0: as the preset")
@@ -54,7 +58,9 @@ class Config:
     dataset: str = option("digits", "the target: digits, any TFDS name, folder:DIR or npz:FILE")
     split: str = option("train", "of its images to train on")
     test_split: str = like("test_split")
-    classes: tuple[str, ...] = option(("9",), "classes of the target, which become 0, 1, ...; empty: all")
+    classes: tuple[str, ...] | None = option(
+        None, "classes of the target, by name or number, which become 0, 1, ...; empty: all; none: 9 of digits, or all"
+    )
     from_classes: tuple[int, ...] = like("from_classes")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default")
     manual_dir: str = option("", "original files from which TFDS prepares a data set")
@@ -121,6 +127,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+NINE = tuple("012345678")  # the source of the demonstration
+
+
+def completed(config: Config) -> Config:
+    """With what is not given: nine digits to the tenth is what the demonstration does, and nobody's own data.
+
+    Raises InputError for data of one's own without a source: digits at 8x8 pixels are none of theirs.
+    """
+    own = config.dataset != "digits"
+    if own and not (config.source_run or config.source_preset):
+        raise InputError(
+            f"--dataset={config.dataset} without a source; expected --source_run=RUN, or --source_preset=NAME of "
+            "experiments.image, which is trained first"
+        )
+    preset = config.source_preset or "dcgan_digits"
+    nine = config.source_classes is None and not own and preset == "dcgan_digits"
+    return dataclasses.replace(
+        config,
+        source_preset=preset,
+        source_classes=NINE if nine else config.source_classes or (),
+        classes=transfer_images.target_classes(config),
+    )
+
+
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, before anything is read."""
     if not config.workdir:
@@ -160,6 +190,18 @@ def classes_differ(config: Config, origin: Origin, target: Target) -> bool:
     if given and (len(given) != target.classes or not all(0 <= k < known for k in given)):
         raise InputError(f"--from_classes={words}: expected {target.classes} numbers from 0 to {known - 1}")
     return differ
+
+
+def home(config: Config, method: str, n: int, seed: int) -> str:
+    """The directory of a run."""
+    return f"{config.workdir}/{method}-{n or 'all'}-{seed}"
+
+
+def begun_runs(config: Config) -> list[dict[str, Any]]:
+    """What those of the runs that are there already keep of their data."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    homes = (home(config, *of) for of in itertools.product(config.method, config.num_images, seeds))
+    return [found for path in homes if (found := workdir.data_of(files.reach(path)))]
 
 
 def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
@@ -203,7 +245,7 @@ def runs(config: Config, origin: Origin, target: Target) -> Iterator[Run]:
             | rates
             | {"method": method, "num_images": n, "seed": seed, "steps": steps, "sample_every": steps}
             | {"eval_every": every, "checkpoint_every": every}
-            | {"workdir": f"{config.workdir}/{method}-{n or 'all'}-{seed}"},
+            | {"workdir": home(config, method, n, seed)},
         )
 
 
@@ -217,7 +259,9 @@ def play(
 
     pair = method.pair
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
-    feed = data.place(source, draws=method.game.draws, devices=devices, **{name: getattr(run, name) for name in names})
+    begun = workdir.data_of(files.reach(run.workdir))
+    options = {name: getattr(run, name) for name in names} | {"filled": run.conditional and not begun}
+    feed = data.place(source, draws=method.game.draws, devices=devices, **options)
     loop.run(
         method.game,
         feed,
@@ -226,7 +270,6 @@ def play(
         devices=devices,
         about={
             "networks": {"generator": network(pair.generator), "discriminator": network(method.discriminator)},
-            "data": {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": source.shape},
             "started_from": list(started_from),
         },
         sample=lambda state: report.grid(sampled(state, run.seed, 64)),
@@ -263,6 +306,7 @@ def of_the_source() -> Iterator[None]:
 def main(config: Config) -> None:
     loop.setup(Common(num_hosts=1))
     check(config)
+    config = completed(config)
     with of_the_source():
         training = None if config.source_run else source_config(config)
     if training is None:
@@ -275,11 +319,25 @@ def main(config: Config) -> None:
             known = image.load(training, training.split)
             pair = image.networks(training, known.shape, known.num_classes)
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
-    images = transfer_images.load(config, shape)
+    begun = begun_runs(config)
+    images = transfer_images.load(
+        config, shape, next((found["classes"] for found in begun if found.get("classes")), [])
+    )
+    if config.source_run and not begun:
+        # Of the same classes as the source's, each starts from its own.
+        images = images.in_order(workdir.data_of(files.reach(config.source_run)).get("classes", []))
     target = Target(images.train.shape, images.train.num_classes)
     differ = classes_differ(config, origin, target)
     planned = list(runs(config, origin, target))
+    conditional = planned[0].conditional
+    if conditional and not begun:
+        sources.check_filled(images.train)
     for n in config.num_images:
+        if conditional and not begun and 0 < n < target.classes:
+            raise InputError(
+                f"--num_images={n}: {config.dataset} has {target.classes} classes; expected at least one image of "
+                "each, or 0: all"
+            )
         if n > images.train.num_examples:
             raise InputError(
                 f"--num_images={n}: {config.dataset} has {images.train.num_examples:,} to train on; 0: all"

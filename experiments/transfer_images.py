@@ -1,7 +1,7 @@
 """The images of `experiments.transfer`: those to train on, those held out, and the distance from them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,16 +19,33 @@ class Images(NamedTuple):
     test: data.Source
     everything: data.Source
 
+    def in_order(self, names: Sequence[str]) -> "Images":
+        """With the target's classes in this order, if these are its classes."""
+        if sorted(names) != sorted(sources.names_of(self.train)):
+            return self
+        return self._replace(train=self.train.in_order(names), test=self.test.in_order(names))
 
-def load(config: Any, shape: tuple[int, int, int]) -> Images:
-    """The target's images in the source's height and width."""
+
+TENTH = ("9",)  # the target of the demonstration, which goes from nine digits to the tenth
+
+
+def target_classes(config: Any) -> tuple[str, ...]:
+    """--classes; where it is not given, the tenth digit of the demonstration, and all of any other data."""
+    return config.classes if config.classes is not None else TENTH if config.dataset == "digits" else ()
+
+
+def load(config: Any, shape: tuple[int, int, int], names: Sequence[str] = ()) -> Images:
+    """The target's images in the source's height and width.
+
+    names: of the classes in the order of a run that began before; otherwise they are in that of the data.
+    """
     h, w, c = shape
     options: tuple[str, ...] = ("dataset", "split", "data_dir", "manual_dir", "crop", "skip_bad_images")
     given = {name: getattr(config, name) for name in options}
     wanted = image.Config(**given, size=f"{h}x{w}", channels=config.channels or c)
     whole = image.load(wanted, config.split)
     if config.test_split:
-        test = sources.held_out(functools.partial(image.load, wanted), whole, config.split, config.test_split)
+        test = sources.held_out(functools.partial(image.whole, wanted), whole, config.split, config.test_split)
     elif whole.num_examples < 4:
         raise InputError(
             f"{config.dataset} has {whole.num_examples} images; expected at least 4, half of them held out"
@@ -36,7 +53,10 @@ def load(config: Any, shape: tuple[int, int, int]) -> Images:
     else:
         whole, test = (whole.subset(np.arange(first, whole.num_examples, 2)) for first in (0, 1))
     judge.check(whole)
-    train, held = (part.only(config.classes) if config.classes else part for part in (whole, test))
+    chosen_classes = target_classes(config)
+    train, held = (part.only(chosen_classes) if chosen_classes else part for part in (whole, test))
+    if names:
+        train, held = (sources.as_begun(part, names, config.workdir) for part in (train, held))
     for part, name in ((train, "to train on"), (held, "held out")):
         if part.num_examples < 2:
             raise InputError(f"{config.dataset} has {part.num_examples} images {name}; expected at least 2")

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from experiments.transfer_images import Images, chosen
-from jaxgan import chart, data, files, report, trained
+from jaxgan import chart, classes, data, files, report, trained
 from jaxgan.metrics import classify
 from jaxgan.report import METRICS
 
@@ -163,7 +163,8 @@ def describe(config: Any, planned: Sequence[Any], images: Any, training: Any) ->
     else:
         print(f"source   {config.source_run}")
     h, w, c = images.train.shape
-    print(f"target   {images.train.name}: {images.train.num_examples:,} images of {h}x{w}x{c} to choose from")
+    of = classes.line(images.train.class_names, images.train.num_classes)
+    print(f"target   {images.train.name}: {images.train.num_examples:,} images of {h}x{w}x{c} to choose from, {of}")
     print(f"held out {images.test.num_examples:,} images")
     for run in planned:
         print(f"run      {run.method}, {run.num_images or 'all'} images, {run.steps:,} steps, to {run.workdir}")

@@ -31,10 +31,10 @@ def npz(name: str, path: str, split: str, size: tuple[int, int] | None, crop: st
     try:
         with file.open("rb") as opened, zipfile.ZipFile(opened) as archive:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
-            image, label = (
-                next((array(archive, entries[key], path) for key in keys_of(names, split) if key in entries), None)
-                for names in (IMAGES, LABELS)
-            )
+            keys = [next((key for key in keys_of(names, split) if key in entries), "") for names in (IMAGES, LABELS)]
+            image, label = (array(archive, entries[key], path) if key else None for key in keys)
+            # The archive's own checksum of the array, whatever its compression.
+            digest = f"{entries[keys[0]].CRC:08x} {entries[keys[0]].file_size}" if keys[0] else ""
     except InputError:
         raise
     except Exception as error:  # damage shows as any error at all: of the zip, its compressions, the header's syntax
@@ -44,7 +44,7 @@ def npz(name: str, path: str, split: str, size: tuple[int, int] | None, crop: st
         raise InputError(
             f"{path} has no images for split {split!r}: expected one of {wanted}; it holds {', '.join(entries)}"
         )
-    return from_arrays(name, image, label, size=size, crop=crop, channels=channels)
+    return from_arrays(name, image, label, size=size, crop=crop, channels=channels, digest=digest)
 
 
 def keys_of(names: tuple[str, ...], split: str) -> tuple[str, ...]:

@@ -30,6 +30,20 @@ def shown(names: Sequence[str], count: int | None = None) -> str:
     return ", ".join(names[:LISTED]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def line(names: Sequence[str], count: int) -> str:
+    """How many classes, and which, in the order of their numbers; for dry runs and logs."""
+    return f"{count:,} class{'' if count == 1 else 'es'}: {shown(names, count)}" if count else "no labels"
+
+
+def differing(here: Sequence[str], there: Sequence[str]) -> str:
+    """What two long lists differ in, for a message that shows the first names of each; "" of short ones."""
+    if max(len(here), len(there)) <= LISTED:
+        return ""
+    new, gone = [x for x in here if x not in set(there)], [x for x in there if x not in set(here)]
+    parts = [*([f"only here: {shown(new)}"] if new else []), *([f"only there: {shown(gone)}"] if gone else [])]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
 def resolve(
     wanted: Sequence[str | int], names: Sequence[str], count: int, source: str, flag: str = "--classes"
 ) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from jaxgan.archives import idx, npz
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
 from jaxgan.folders import folder
-from jaxgan.sources import Kept, Source, from_arrays, is_own, labels, read_all
+from jaxgan.sources import Kept, Source, about, from_arrays, is_own, labels, read_all, refuse_empty
 
 __all__ = ["Feed", "Source", "flips", "labels", "load", "permute", "place", "read_all", "to_float"]
 
@@ -115,11 +115,15 @@ class Feed:
     max_steps: int = sys.maxsize  # the most steps that fit one call
     examples: int = 0  # how many there are
     skipped: tuple[str, ...] = ()  # of the source
+    source: Source | None = None
+    digesting: concurrent.futures.Future | None = None  # what tells these examples from others; None: nothing does
 
-    def check(self, there: int | None, whose: str) -> None:
-        """Raises InputError for another number of examples elsewhere in the run: its order is one of so many."""
-        if there not in (None, self.examples):
-            raise InputError(f"the data hold {self.examples:,} examples, {whose} {there:,}; expected as many")
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a run keeps of its data (`sources.check_about`)."""
+        if self.source is None:
+            return {"examples": self.examples, "classes": [], "num_classes": 0, "shape": []}
+        return about(self.source, self.digesting.result() if self.digesting else None)
 
     @property
     def resident(self) -> dict[str, jax.Array]:
@@ -200,6 +204,7 @@ def place(
     mirror: bool = False,
     prefetch: int = 2,
     read: bool = True,
+    filled: bool = False,
 ) -> Feed:
     """Puts a source on the devices (all of the run, of every host; by default `jax.devices()`).
 
@@ -214,6 +219,7 @@ def place(
     What `calls` yields has leading axes (local devices, steps) and the sharding that `jax.pmap` expects of axis 0; the
     last call may be shorter. Its iterator raises what reading raises, and closing it ends the threads.
     Without `read` there are `draw` and `like` alone, for devices that may not be here.
+    filled: refuse classes without images, where all labels are read anyway.
     Raises InputError for a batch that the devices cannot share.
     """
     devices = list(jax.devices() if devices is None else devices)
@@ -293,6 +299,13 @@ def place(
         return {name: jax.ShapeDtypeStruct(*of, sharding=whole) for name, of in kept.items()}, x
 
     whole = NamedSharding(mesh, PartitionSpec())
+
+    def resident() -> dict[str, jax.Array]:
+        arrays = read_all(source)
+        if filled and source.num_classes:
+            refuse_empty(source, arrays["label"])
+        return jax.device_put(arrays, whole)
+
     reading: concurrent.futures.Future = concurrent.futures.Future()
     max_steps = sys.maxsize
     if streamed:
@@ -301,10 +314,17 @@ def place(
         max_steps = max(1, int(stream_gb * 2**30 / ((prefetch + 1 + READERS) * step_bytes)))
         reading.set_result({})
     elif read:
-        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
-        reading = pool.submit(lambda: jax.device_put(read_all(source), whole))
-        pool.shutdown(wait=False)
-    return Feed(draw, calls, like, reading, max_steps, n, source.skipped)
+        reading = in_thread(resident)
+    digesting = in_thread(lambda: source.digest(None)) if read and source.digest else None
+    return Feed(draw, calls, like, reading, max_steps, n, source.skipped, source, digesting)
+
+
+def in_thread(function: Callable[[], Any]) -> concurrent.futures.Future:
+    """The result of `function`, which a thread computes meanwhile."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="data")
+    future = pool.submit(function)
+    pool.shutdown(wait=False)
+    return future
 
 
 def ahead(function: Callable, arguments: Iterator[tuple], depth: int) -> Iterator:

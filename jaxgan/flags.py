@@ -19,6 +19,7 @@ import difflib
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -60,6 +61,7 @@ def parse(
     """A `config_class` from `argv`, the arguments after the program's name.
 
     A flag that is given, on the command line or in a `--flagfile`, wins over the preset; the preset over the default.
+    With a folder or file of one's own for `--dataset`, a preset's flags for its own data (`OF_DATA`) are left out.
     `--helpshort` (`--help`, `-h`) prints `doc`, the presets and the flags, and leaves by `SystemExit(0)`. Raises
     `InputError` for a flag, value or preset that is wrong, a left-over argument, and a preset that fits no flags.
     typed: those of the arguments that somebody typed, by default all: of these each must be of some use.
@@ -87,7 +89,7 @@ def parse(
     if preset and preset not in rows:
         raise unknown("preset", preset, rows)
     given = {name: kind.read(name, str(values[name].value)) for name, kind in kinds.items() if values[name].present}
-    overrides = (rows[preset] if preset else {}) | given
+    overrides = _of_data(rows[preset] if preset else {}, given) | given
     if any(values[name].value == "true" for name in _HELP):
         lastwords.show(_help(config_class, kinds, overrides, rows, doc))
         raise SystemExit(0)
@@ -96,6 +98,21 @@ def parse(
     config = config_class(**overrides)
     _check_needs(config, argv if typed is None else typed)
     return config
+
+
+OF_DATA = ("split", "test_split", "classes", "normal", "crop", "channels", "skip_bad_images")  # of one data set
+
+
+def _of_data(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a preset, without the flags for its own data set where a folder or file of one's own is given.
+
+    One of the same name is the preset's, in another place.
+    """
+    dataset = given.get("dataset", "")
+    last = pathlib.PurePath(dataset.partition(":")[2]).name
+    if ":" not in dataset or last == pathlib.PurePath(row.get("dataset", "").partition(":")[2]).name:
+        return dict(row)
+    return {flag: value for flag, value in row.items() if flag not in OF_DATA}
 
 
 def _check_needs(config: Any, argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import files, images, lastwords
+from jaxgan.classes import ordered
 from jaxgan.errors import InputError, printable
 from jaxgan.sources import Source, fingerprint, first_line, reading
 
@@ -36,7 +38,8 @@ def folder(
     skip_bad: bool = False,
     cache: epath.PathLike | None = None,
 ) -> Source:
-    """The image files below a folder. Its sub-folders, sorted, are the classes; with fewer than two, none.
+    """The image files below a folder. Its sub-folders are the classes, in order (`classes.ordered`); with fewer than
+    two there are none.
 
     A sub-folder named as the split (`DIR/train/...`) is taken for the whole, but for a `train` that is a class among
     others (`is_split`). Hidden files are passed over.
@@ -89,16 +92,41 @@ def folder(
         return {"image": images.stacked(decode, [paths[i] for i in indices], shape), "label": label[indices]}
 
     def identity() -> bytes:
-        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop)
+        return fingerprint(paths, pathlib.Path(root).absolute(), shape, size, crop, classes)  # the file has labels too
 
-    # To ask for the times of remote files, one by one, would take as long as to read them.
-    kept = None if files.is_remote(root) else identity
-    return Source(name, len(found), shape, len(classes), read, tuple(classes), kept, skipped, tuple(found))
+    remote_root = files.is_remote(root)
+
+    @functools.cache
+    def sizes() -> list[int | str]:
+        # To ask for sizes or times of remote files, one by one, would take as long as to read them.
+        return [""] * len(paths) if remote_root else [size_of(path) for path in paths]
+
+    def digest(rows: np.ndarray | None) -> str:
+        chosen = range(len(found)) if rows is None else rows
+        known = sizes()
+        code = hashlib.sha256()
+        for i in chosen:
+            code.update(f"{found[i]}\0{known[i]}\n".encode())
+        return code.hexdigest()[:32]
+
+    return Source(
+        name,
+        len(found),
+        shape,
+        len(classes),
+        read,
+        tuple(classes),
+        None if remote_root else identity,
+        skipped,
+        tuple(found),
+        label=label,
+        digest=digest,
+    )
 
 
 def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
-    """The sub-folders that files lie in, sorted; none where there are fewer than two."""
-    classes = sorted({f.rpartition("/")[0].partition("/")[0] for f in found})
+    """The sub-folders that files lie in, in the order of classes; none where there are fewer than two."""
+    classes = ordered({f.rpartition("/")[0].partition("/")[0] for f in found})
     if "" in classes and len(classes) > 1:
         loose = next(f for f in found if "/" not in f)
         raise InputError(
@@ -172,6 +200,12 @@ def measure(path: str) -> tuple[int, int, int]:
     """(h, w, c) of an image file."""
     with reading(path, ADVICE), epath.Path(path).open("rb") as file:
         return images.measure(file)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a local image file."""
+    with reading(path, ADVICE):
+        return pathlib.Path(path).stat().st_size
 
 
 def contents(path: str) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jaxgan import checkpoint, files, flags, hosts, memory, parallel, report, rollback, workdir
+from jaxgan import checkpoint, classes, files, flags, hosts, memory, parallel, report, rollback, sources, workdir
 from jaxgan.config import Common, check_numbers, kimg
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, printable
@@ -94,12 +94,11 @@ def run(
         def hold() -> bool:
             nonlocal beat
             beat = stack.enter_context(workdir.held(workdir.claim(config)))
-            same = flags.check_same(config, directory)
-            feed.check(flags.read(directory).get("examples") if same else None, "this run began with")
-            return same
+            return workdir.check_data(config, directory, feed.about)
 
         resumed = hosts.agree(hold)
-        feed.check(hosts.agree(lambda: feed.examples), "host 0 has")
+        about_data = feed.about
+        sources.check_about(about_data, hosts.agree(lambda: about_data), "host 0 has")
         checkpoints = stack.enter_context(
             checkpoint.Checkpoints(directory / "checkpoints", keep=config.keep, best=best, metadata=about)
         )
@@ -118,12 +117,15 @@ def run(
 
         def begin() -> None:
             with storing(directory, checkpoints):
-                flags.write(hosts.alone(config), directory, {**about, "examples": feed.examples})
+                flags.write(hosts.alone(config), directory, {**about, "data": about_data, "examples": feed.examples})
                 if feed.skipped:
                     files.write(directory / "skipped.txt", "".join(f"{printable(line)}\n" for line in feed.skipped))
                 report.truncate(directory, step - bool(owed) if resumed else -1)  # what is owed gives a row
 
         hosts.agree(begin)
+        if about_data["num_classes"]:
+            names = classes.line(about_data["classes"], about_data["num_classes"])
+            hosts.tell(f"training on {feed.examples:,} examples of {names}", sys.stderr)
         if rollbacks:
             compiling = program(rollbacks)
         run = Run(game, feed, config, directory, checkpoints, preemption, beat, sample, evaluate)

@@ -1,6 +1,7 @@
 """Data sets of TFDS, and builders of jaxgan that go through it. TFDS is imported here alone, when it is used."""
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import io
@@ -15,7 +16,7 @@ from etils import epath
 
 from jaxgan import images, layout
 from jaxgan.errors import InputError, unknown
-from jaxgan.sources import Source, fingerprint, first_line, is_own, reading
+from jaxgan.sources import Source, combined, fingerprint, first_line, is_own, reading
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of a features.json, in its three dialects
 DESCRIPTIONS = ("features.json", "dataset_info.json")  # which tell what classes read a data set
@@ -70,8 +71,28 @@ def load(
         parts = [(shard.skip, shard.take) for shard in shards]
         return fingerprint([s.filename for s in shards], parts, image_key, label_key, shape, size, crop)
 
+    def read_labels() -> np.ndarray:
+        parts = [range(i, min(i + 1024, len(records))) for i in range(0, len(records), 1024)]
+        return np.array([parse(r)[1] for rows in parts for r in records.__getitems__([*rows])], np.int32)
+
+    @functools.cache
+    def base() -> str:
+        splits = builder.info.splits
+        shards = [(shard.skip, shard.take) for shard in splits[split].file_instructions]
+        return repr((builder.info.full_name, split, shards, [(s, splits[s].num_bytes) for s in sorted(splits)]))
+
     names = tuple(builder.info.features[label_key].names) if label_key else ()
-    return Source(name, len(records), shape, len(names), read, names, identity)
+    return Source(
+        name,
+        len(records),
+        shape,
+        len(names),
+        read,
+        names,
+        identity,
+        read_labels=read_labels if label_key else None,
+        digest=lambda rows: combined(base(), rows),
+    )
 
 
 def parser(builder: Any, image_key: str, label_key: str) -> Callable[[bytes], tuple[Any, int]]:

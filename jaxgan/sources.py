@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class Source:
     `read` takes indices (n,) in [0, num_examples) and gives {"image": uint8 (n, h, w, c), "label": int32 (n,)}; the
     labels of an unlabelled source are zeros. Threads may call it at the same time. `identity` digests the files and all
     that is done to them, into 32 bytes that are others when `read` may give others; None where nothing is decoded.
+    `digest` tells a run whether these are the images that it began with: it depends on names and sizes of files, or on
+    checksums, and neither on where the files are nor on how they are decoded.
     The rows of a table are images of shape (d,) and of type float32 (`of_rows`).
     """
 
@@ -45,6 +47,10 @@ class Source:
     skipped: tuple[str, ...] = ()  # files that were left out, and why
     files: tuple[str, ...] = ()  # that the examples were read from, one each, where there are such
     dtype: type = np.uint8  # of "image"
+    label: np.ndarray | None = None  # all labels, int32 (n,), where they are in memory
+    read_labels: Callable[[], np.ndarray] | None = None  # the same without decoding images, where that can be
+    digest: Callable[[np.ndarray | None], str] | None = None  # of the examples at these places, None: of all
+    left_out: tuple[str, ...] = ()  # classes of the data that `only` left out
 
     @property
     def nbytes(self) -> int:
@@ -53,33 +59,132 @@ class Source:
 
     def subset(self, rows: np.ndarray) -> "Source":
         """The examples at these places, in their order, repetitions included."""
-        rows, read = np.asarray(rows), self.read
+        rows, read, read_labels, digest = np.asarray(rows), self.read, self.read_labels, self.digest
         names = tuple(self.files[i] for i in rows) if self.files else ()
 
         def chosen(indices: np.ndarray) -> dict[str, np.ndarray]:
             return read(rows[indices])
 
-        return dataclasses.replace(self, num_examples=len(rows), read=chosen, identity=None, files=names)
+        return dataclasses.replace(
+            self,
+            num_examples=len(rows),
+            read=chosen,
+            identity=None,
+            files=names,
+            label=None if self.label is None else self.label[rows],
+            read_labels=None if read_labels is None else lambda: read_labels()[rows],
+            digest=None if digest is None else lambda part: digest(rows if part is None else rows[part]),
+        )
 
     def only(self, wanted: Sequence[str | int]) -> "Source":
         """The examples of these classes, by name or number (`classes.resolve`), which become 0, 1, ... in this order.
 
-        Reads every label, and so image.
+        Unnamed classes are named by their numbers from here on. Reads every label.
         """
         numbers = classes.resolve(wanted, self.class_names, self.num_classes, self.name)
         for again in (x for x, k in zip(wanted, numbers, strict=True) if numbers.count(k) > 1):
             raise InputError(f"--classes: the class {again} of {self.name} is given twice; expected each once")
         place = np.full(self.num_classes, -1, np.int32)
         place[list(numbers)] = np.arange(len(numbers))
-        rows = np.flatnonzero(place[read_all(self)["label"]] >= 0)
-        part, names = self.subset(rows), self.class_names
+        part = self.subset(np.flatnonzero(place[labels(self)] >= 0))
+        known = names_of(self)
+        left_out = tuple(name for k, name in enumerate(known) if k not in numbers)
+        return part.numbered(place, tuple(known[k] for k in numbers), (*self.left_out, *left_out))
 
-        def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-            found = part.read(indices)
-            return {**found, "label": place[found["label"]]}
+    def in_order(self, names: Sequence[str]) -> "Source":
+        """The same examples, with their classes numbered as `names`, which has all of theirs and may have more."""
+        known = names_of(self)
+        if known == tuple(names):
+            return self
+        place = np.array([list(names).index(name) for name in known], np.int32)
+        return self.numbered(place, tuple(names), self.left_out)
 
-        names = tuple(names[k] for k in numbers) if names else ()
-        return dataclasses.replace(part, read=read, num_classes=len(numbers), class_names=names)
+    def numbered(self, place: np.ndarray, names: tuple[str, ...], left_out: tuple[str, ...] = ()) -> "Source":
+        """With the label place[k] for k, which is the place of its class among `names`."""
+        read, read_labels = self.read, self.read_labels
+
+        def renumbered(indices: np.ndarray) -> dict[str, np.ndarray]:
+            examples = read(indices)
+            return {**examples, "label": place[examples["label"]]}
+
+        return dataclasses.replace(
+            self,
+            read=renumbered,
+            label=None if self.label is None else place[self.label],
+            read_labels=None if read_labels is None else lambda: place[read_labels()],
+            num_classes=len(names),
+            class_names=names,
+            left_out=left_out,
+            identity=None,
+        )
+
+
+class OtherClasses(InputError):
+    """The data have other classes than a run was trained on."""
+
+
+def names_of(source: Source) -> tuple[str, ...]:
+    """One name for each class: its number where the data name none."""
+    return classes.names_of(source.class_names, source.num_classes)
+
+
+def as_trained(source: Source, names: Sequence[str], run: str, chosen: bool = False, part: bool = False) -> Source:
+    """`source` with its classes numbered as a run has them, by their names.
+
+    The order of folders is not that of every version (`classes.ordered`), and a number is no identity: after a rename
+    all labels behind it would be others. So a run keeps the names in its own order, and meets any data by these.
+
+    Args:
+      names: of the run's classes, in its order.
+      run: the directory of the run, for the message.
+      chosen: whether the run was trained on some classes of its data; the others are left out.
+      part: whether classes may be missing, as in test data.
+
+    Raises:
+      OtherClasses: where the data have other classes.
+    """
+    known = names_of(source)
+    missing, new = [x for x in names if x not in known], [x for x in known if x not in names]
+    if (missing and not part) or (new and not chosen) or not known:
+        raise OtherClasses(
+            f"{source.name} has the classes {classes.shown(known)}; {run} was trained on {classes.shown(names)}"
+            f"{classes.differing(known, names)}: expected the same names"
+        )
+    if new:
+        source = source.only([k for k, name in enumerate(known) if name in names])
+    return source.in_order(names)
+
+
+def as_begun(source: Source, names: Sequence[str], run: str) -> Source:
+    """`source` with its classes, those that the flags select, numbered as in the unfinished run `run`."""
+    try:
+        return as_trained(source, names, f"the run in {run}") if names else source
+    except OtherClasses as error:
+        there = set(names) <= {*names_of(source), *source.left_out} and len(names) <= classes.LISTED
+        advice = f", or --classes={','.join(names)}" if there else ""
+        raise OtherClasses(f"{error}{advice}, or another --workdir") from None
+
+
+def check_filled(source: Source) -> None:
+    """Raises InputError for classes without images, where the labels are in memory (`data.place` has the others).
+
+    A generator would make images of such a class too, which are of no class at all.
+    """
+    if source.num_classes and source.label is not None:
+        refuse_empty(source, source.label)
+
+
+def refuse_empty(source: Source, label: np.ndarray) -> None:
+    """Raises InputError for classes of `source` that none of these labels (n,) names."""
+    counts, names = np.bincount(label, minlength=source.num_classes), names_of(source)
+    empty = [names[k] for k in np.flatnonzero(counts == 0)]
+    if empty:
+        filled = [names[k] for k in np.flatnonzero(counts)]
+        some = ",".join(filled) if len(filled) <= classes.LISTED else f"{','.join(filled[: classes.LISTED])},..."
+        raise InputError(
+            f"{source.name} has no images of {'class' if len(empty) == 1 else 'the classes'} {classes.shown(empty)}; "
+            f"--classes={some} trains on those that have some"
+        )
 
 
 def held_out(
@@ -87,7 +192,8 @@ def held_out(
 ) -> Source:
     """The images of `test_split`, to measure by what was trained on those of `split`, `source`.
 
-    Raises InputError where they are the same ones, or others: in shape or, if `labelled`, in what their labels mean.
+    Its labels are numbered as those of `source` (`like`). Raises InputError where they are the same ones, or others: in
+    shape or, if `labelled`, in what their labels mean; where not `labelled`, labels of other classes stay as they are.
     """
     if test_split == split:
         raise InputError(f"--test_split={test_split} is --split; expected images that no training sees")
@@ -95,8 +201,23 @@ def held_out(
     if test.shape != source.shape:
         raise InputError(f"test images {test.shape} of another shape than {source.shape}; --size makes them equal")
     if labelled:
-        check_classes(test, source)
+        return like(test, source)
+    with contextlib.suppress(OtherClasses):
+        return like(test, source)
     return test
+
+
+def like(test: Source, source: Source) -> Source:
+    """`test` with the classes of `source`, numbered as there; test images may lack some. Those that `source` left out
+    are left out. Raises OtherClasses for test images of further classes."""
+    theirs, ours = names_of(test), names_of(source)
+    if bool(theirs) != bool(ours) or not {*theirs} <= {*ours, *source.left_out}:
+        theirs, ours = (x.class_names or x.num_classes for x in (test, source))
+        raise OtherClasses(f"the test images have the classes {theirs}, {source.name} {ours}; expected the same")
+    if not source.class_names:  # numbers mean the same
+        return test
+    kept = [k for k, name in enumerate(theirs) if name in ours]
+    return (test.only(kept) if len(kept) < len(theirs) else test).in_order(ours)
 
 
 def check_classes(test: Source, source: Source) -> None:
@@ -106,6 +227,39 @@ def check_classes(test: Source, source: Source) -> None:
     if test.class_names != source.class_names or not (fewer or test.num_classes == source.num_classes):
         theirs, ours = (x.class_names or x.num_classes for x in (test, source))
         raise InputError(f"the test images have the classes {theirs}, {source.name} {ours}; expected the same")
+
+
+def about(source: Source, digest: str | None = None) -> dict[str, Any]:
+    """What a run keeps of its data, as JSON: see `check_about`. digest: of all examples, where it is known."""
+    digest = digest or (source.digest(None) if source.digest else "")
+    found = {"classes": list(source.class_names), "num_classes": source.num_classes, "shape": list(source.shape)}
+    return found | {"examples": source.num_examples} | ({"digest": digest} if digest else {})
+
+
+def check_about(here: Mapping[str, Any], there: Mapping[str, Any], whose: str) -> None:
+    """Raises InputError where the data that `here` tells of are not those of `there`, as far as that tells.
+
+    The order of a run, its labels and its images follow from them. A run of an older version has no digest.
+    """
+    if there.get("examples") not in (None, here["examples"]):
+        raise InputError(
+            f"the data hold {here['examples']:,} examples, {whose} {there['examples']:,}; expected as many"
+        )
+    known = there.get("classes") or []
+    if known and known != here["classes"]:
+        raise OtherClasses(
+            f"the data have the classes {classes.shown(here['classes'], here['num_classes'])}, {whose} "
+            f"{classes.shown(known)}{classes.differing(here['classes'], known)}; expected the same, in this order"
+        )
+    if there.get("num_classes") not in (None, here["num_classes"]):
+        raise OtherClasses(
+            f"the data have {here['num_classes']} classes, {whose} {there['num_classes']}; expected as many"
+        )
+    if there.get("digest") and here.get("digest") and there["digest"] != here["digest"]:
+        raise InputError(
+            f"the data hold other images than {whose}, by the names and sizes of files or by checksums; expected the "
+            "same ones, or another --workdir"
+        )
 
 
 def is_own(name: str) -> bool:
@@ -122,9 +276,11 @@ def from_arrays(
     size: tuple[int, int] | None = None,
     crop: str = "center",
     channels: int = 0,
+    digest: str = "",
 ) -> Source:
     """A source over uint8 (n, h, w) or (n, h, w, c) and integer labels (n,) or (n, 1), converted once, here.
 
+    digest: of the arrays, where it is known without reading all of them.
     Raises InputError for other arrays, with the line that helps: `images.transpose(0, 2, 3, 1)` for channels first.
     """
     layout.check(image.shape, name)
@@ -134,6 +290,7 @@ def from_arrays(
             f"{layout.conversion(image) if image.ndim in (3, 4) else ''}"
         )
     image = image[..., None] if image.ndim == 3 else image
+    given = image
     channels = images.check_channels(image.shape[-1], channels, name)
     shape = (*(size or image.shape[1:3]), channels)
     if image.shape[1:] != shape or images.window(crop) not in (None, shape[:2]):
@@ -141,6 +298,8 @@ def from_arrays(
         memory.check(2 * len(image) * math.prod(shape), f"to resize the {len(image):,} images of {name} to {shape}")
         fit = functools.partial(images.fit_array, size=shape[:2], channels=channels, crop=crop)
         fitted = images.in_threads(fit, list(image), f"resizing {name}", images.workers_for(image.shape[1:]))
+        # Of what was given, for another version may resize to other pixels.
+        digest = digest or hashlib.sha256(np.ascontiguousarray(given)).hexdigest()
         image = np.stack(list(fitted))
     num_classes = 0
     if label is None:
@@ -152,7 +311,21 @@ def from_arrays(
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         return {"image": image[indices], "label": label[indices]}
 
-    return Source(name, len(image), shape, num_classes, read, class_names)
+    @functools.cache
+    def base() -> str:
+        return digest or hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+    def digest_of(rows: np.ndarray | None) -> str:
+        return combined(f"{base()} {hashlib.sha256(label).hexdigest()}", rows)
+
+    return Source(name, len(image), shape, num_classes, read, class_names, label=label, digest=digest_of)
+
+
+def combined(digest: str, rows: np.ndarray | None) -> str:
+    """The digest of the examples at these places of data that are told by `digest`; None: of all."""
+    code = hashlib.sha256(digest.encode())
+    code.update(b"" if rows is None else np.ascontiguousarray(rows, np.int64))
+    return code.hexdigest()[:32]
 
 
 def of_rows(name: str, x: np.ndarray) -> Source:
@@ -179,17 +352,22 @@ def check_labels(label: np.ndarray, n: int, name: str) -> np.ndarray:
 
 
 def fingerprint(paths: Sequence[str], *how: Any) -> bytes:
-    """32 bytes of files, by their paths, sizes and times of change, of what is done to them, and of the decoders."""
+    """32 bytes of files, by their paths, sizes, times and inodes, of what is done to them, and of the decoders.
+
+    A file that is put in another's place, of the same size and with its time (`cp -p`, `rsync -t`, `touch -r`), has
+    another inode or another time of the change of its inode, which nobody can set.
+    """
     code = hashlib.sha256(repr((images.version(), how)).encode())
     for path in paths:
         if "://" in path:
             remote = epath.Path(path).stat()
-            size, time = remote.length, remote.mtime
+            known: tuple[Any, ...] = (remote.length, remote.mtime)
         else:
             local = pathlib.Path(path).absolute()
             stat = local.stat()
-            path, size, time = os.fspath(local), stat.st_size, stat.st_mtime_ns
-        code.update(repr((path, size, time)).encode())
+            path = os.fspath(local)
+            known = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        code.update(repr((path, *known)).encode())
     return code.digest()
 
 
@@ -298,6 +476,12 @@ class Kept:
 
 def labels(source: Source) -> np.ndarray:
     """Every label, in order, without all images in memory at once."""
+    if source.label is not None:
+        return source.label
+    if isinstance(source.read, Kept):  # in memory, or in a file, sooner than records are read
+        return source.read.whole()["label"]
+    if source.read_labels is not None:
+        return source.read_labels()
     n = source.num_examples
     return np.concatenate([source.read(np.arange(i, min(i + 4096, n)))["label"] for i in range(0, n, 4096)])
 

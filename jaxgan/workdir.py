@@ -8,13 +8,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from etils import epath
 
-from jaxgan import files, flags, folders, report, shelf
+from jaxgan import files, flags, folders, report, shelf, sources
 from jaxgan.config import Common
 from jaxgan.errors import InputError, StorageFault
 
@@ -41,7 +41,7 @@ def check(config: Common) -> None:
                 f"--workdir={config.workdir} lies in --dataset={config.dataset}, whose images would be those of its "
                 "samples too; choose one outside"
             )
-        if not flags.check_same(config, workdir):
+        if not flags.check_same(config, workdir, ignore=free(config, data_of(workdir))):
             for name in ("checkpoints", report.METRICS):
                 if (workdir / name).exists():
                     raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
@@ -54,6 +54,51 @@ def check(config: Common) -> None:
         raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
     if existing and not files.is_remote(workdir) and not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
+
+
+def data_of(run: epath.PathLike) -> dict[str, Any]:
+    """What the run in a directory keeps of its data (`data.Feed.about`); {} where there is no run.
+
+    Older versions kept the classes of some experiments and no digest.
+    """
+    if not (epath.Path(run) / "config.json").exists():
+        return {}
+    stored = flags.read(run)
+    found = stored.get("data", {})
+    if not isinstance(found, dict):
+        raise InputError(f"the data of {os.fspath(run)!r} are {str(found)[:60]!r}; expected an object")
+    kinds: dict[str, type] = {"num_classes": int, "examples": int, "digest": str}
+    found = {"examples": stored["examples"]} | found if "examples" in stored else found
+    found = found | {"dataset": str(stored["config"].get("dataset", ""))}
+    for name, kind in kinds.items():
+        if name in found and type(found[name]) is not kind:
+            raise InputError(f"the {name} of {os.fspath(run)!r} is {str(found[name])[:60]!r}; expected {kind.__name__}")
+    names = found.get("classes", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"the classes of {os.fspath(run)!r} are {str(names)[:60]!r}; expected a list of names")
+    return found
+
+
+def check_data(config: Common, directory: epath.PathLike, here: Mapping[str, Any]) -> bool:
+    """Whether a run is there. Raises InputError where it is one of another config, or of other data than `here` tells
+    of (`sources.about`)."""
+    begun = data_of(directory)
+    same = flags.check_same(config, directory, ignore=free(config, begun, here.get("digest", "")))
+    sources.check_about(here, begun, "this run began with")
+    return same
+
+
+def free(config: Common, begun: Mapping[str, Any], digest: str | None = None) -> set[str]:
+    """Flags that may differ from those of the run that `begun` tells of (`data_of`), as its data decide.
+
+    A folder or file that moved holds the same images, by their digest: as far as it is not known yet (`digest` is
+    None), the name alone does not tell. Of named classes the names are compared (`sources.as_begun`), not how they
+    were selected.
+    """
+    kind, colon, _ = config.dataset.partition(":")
+    moved = begun.get("digest") and colon and begun["dataset"].startswith(f"{kind}:")
+    moved = moved and digest in (None, begun["digest"])
+    return ({"dataset"} if moved else set()) | ({"classes"} if begun.get("classes") else set())
 
 
 def claim(config: Common) -> epath.Path:

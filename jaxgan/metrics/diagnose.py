@@ -26,7 +26,7 @@ import tqdm
 
 from jaxgan.data import to_float
 from jaxgan.errors import InputError
-from jaxgan.sources import Source
+from jaxgan.sources import Source, like
 
 SAMPLES = 512  # images of each kind, at most
 BATCH = 64  # images of one pass: what a batch norm or a minibatch statistic sees at once
@@ -182,9 +182,10 @@ def held_out(source: Source, split: str, load: Callable[[str], Source]) -> tuple
         if name not in split:  # also `train+test[:50%]`
             try:
                 other = load(name)
-            except InputError:
+                other = like(other, source) if other.num_classes else other
+            except InputError:  # no such split, or one of other classes
                 continue
-            if other.shape == source.shape and other.num_classes <= source.num_classes:
+            if other.shape == source.shape:
                 return source, other
     if source.num_examples < 2 * EVERY:
         raise InputError(

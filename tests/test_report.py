@@ -147,11 +147,9 @@ def test_a_grid_of_images_with_alpha_keeps_it(tmp_path):
     picture = grid(images)
     assert picture.shape == (2 * 58 + 2, 2 * 58 + 2, 4) and (picture[:2] == 255).all()
     tile = picture[2:58, 2:58]
-    assert (tile[:, :24] == [200, 10, 10, 255]).all() and (tile[:, 36:, 3] == 0).all()
-    edge = tile[:, 24:36]
-    assert (
-        np.abs(edge[edge[..., 3] > 40][:, :3].astype(int) - [200, 10, 10]) < 8
-    ).all()  # nothing black shines through
+    assert (tile[:, :14] == [200, 10, 10, 255]).all() and (tile[:, 36:, 3] == 0).all()
+    edge = tile[:, 14:36]  # cubic weights overshoot, but nothing black shines through
+    assert (np.abs(edge[edge[..., 3] > 20][:, :3].astype(int) - [205, 10, 10]) < 12).all()
     save_png(tmp_path / "grid.png", picture)
     assert (np.asarray(Image.open(tmp_path / "grid.png")) == picture).all()
     seen = report.on_white(np.array([[[200, 10, 10, 255], [0, 0, 0, 0], [100, 0, 50, 51]]], np.uint8))

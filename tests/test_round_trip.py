@@ -105,8 +105,9 @@ def test_what_is_generated_is_measured_against_its_own_data(kind, run_of, tmp_pa
     assert [list(row) for row in found] == [["samples", *wanted.split(",")]] * 2
     for name in wanted.split(","):  # of the same images, whose classes folders and labels tell
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-3)
-    code, _, err = runs.here(capfd, f"--run={run}", f"--metrics={wanted}", "--num=24", script=evaluate)
-    assert code == 0, err
+    if kind == "named":
+        code, _, err = runs.here(capfd, f"--run={run}", f"--metrics={wanted}", "--num=24", script=evaluate)
+        assert code == 0, err
 
 
 def test_real_images_in_folders_of_their_names_are_of_the_right_class(tmp_path, capfd):

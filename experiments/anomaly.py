@@ -130,17 +130,17 @@ def tasks(config: Config) -> list[Task]:
     source, test = load(config, config.split), None
     if config.normal is None:
         check_asked(config, source)
-        config = dataclasses.replace(config, normal="all")
-    if config.test_split and config.normal:
+    normal = "all" if config.normal is None else config.normal
+    if config.test_split and normal:
         read = functools.partial(load, config)
         test = sources.held_out(read, source, config.split, config.test_split, labelled=False)
     rows = np.arange(source.num_examples)
     if source.num_classes == 0 and test is not None and test.num_classes > 1:  # as those of MVTec AD are
-        (name,) = classes(config.normal, _names(test))
+        (name,) = classes(normal, _names(test))
         return [_task(config, name, source, rows, test, _others(test, name))]
-    if not config.normal or source.num_classes == 0:
-        if config.normal not in ("", "all"):
-            raise InputError(f"--normal={config.normal}, but {config.dataset} has no classes; expected --normal=")
+    if not normal or source.num_classes == 0:
+        if normal not in ("", "all"):
+            raise InputError(f"--normal={normal}, but {config.dataset} has no classes; expected --normal=")
         if config.test_split:
             lastwords.say(f"nothing is measured on --test_split={config.test_split}: no class is normal", sys.stderr)
         return [_task(config, "", source, rows, None, None)]
@@ -150,7 +150,7 @@ def tasks(config: Config) -> list[Task]:
         test, rows = source.subset(rows[::TESTED]), rows[rows % TESTED > 0]
     label = data.labels(source)[rows]
     found = []
-    for name in classes(config.normal, _names(source), several=True):
+    for name in classes(normal, _names(source), several=True):
         chosen = rows[label == _names(source).index(name)]
         found.append(_task(config, name, source, chosen, test, _others(test, name)))
     return found

@@ -203,7 +203,9 @@ def in_run_order(config: Config, pool: data.Source) -> data.Source:
     """`pool` with its classes numbered as in --run, or as in the GANs that a run of before has trained here."""
     if config.run:
         names = workdir.data_of(files.reach(config.run)).get("classes", ())
-        return sources.as_trained(pool, names, f"--run={config.run}") if names else pool
+        if len(names) != pool.num_classes:  # `given` says how many there are
+            return pool
+        return sources.as_trained(pool, names, f"--run={config.run}")
     begun = sorted(files.reach(config.workdir).glob("gan-*/config.json"))
     return (
         sources.as_begun(pool, workdir.data_of(begun[0].parent).get("classes", ()), config.workdir) if begun else pool

@@ -281,9 +281,10 @@ def play(
 
 def source_config(config: Config) -> image.Config:
     """Of the run that is trained where none is given."""
+    config = completed(config)
     given = {"preset": config.source_preset, "workdir": f"{config.workdir}/source", "eval_every": 0, "seed": 0}
     given |= {"data_dir": config.data_dir, "manual_dir": config.manual_dir, "devices": config.devices}
-    given |= {"classes": ",".join(config.source_classes), "notensorboard": None, "steps_per_call": 50}
+    given |= {"classes": ",".join(config.source_classes or ()), "notensorboard": None, "steps_per_call": 50}
     own = {"size": config.source_size, "width": config.source_width, "steps": config.source_steps}
     given |= {name: value for name, value in {**own, "crop": config.source_crop}.items() if value}
     argv = [f"--{name}" if value is None else f"--{name}={value}" for name, value in given.items()]
@@ -319,21 +320,21 @@ def main(config: Config) -> None:
             known = image.load(training, training.split)
             pair = image.networks(training, known.shape, known.num_classes)
         origin, shape = Origin(training, pair.generator, pair.discriminator), known.shape
-    begun = begun_runs(config)
+    there = begun_runs(config)
     images = transfer_images.load(
-        config, shape, next((found["classes"] for found in begun if found.get("classes")), [])
+        config, shape, next((found["classes"] for found in there if found.get("classes")), [])
     )
-    if config.source_run and not begun:
+    if config.source_run and not there:
         # Of the same classes as the source's, each starts from its own.
         images = images.in_order(workdir.data_of(files.reach(config.source_run)).get("classes", []))
     target = Target(images.train.shape, images.train.num_classes)
     differ = classes_differ(config, origin, target)
     planned = list(runs(config, origin, target))
     conditional = planned[0].conditional
-    if conditional and not begun:
+    if conditional and not there:
         sources.check_filled(images.train)
     for n in config.num_images:
-        if conditional and not begun and 0 < n < target.classes:
+        if conditional and not there and 0 < n < target.classes:
             raise InputError(
                 f"--num_images={n}: {config.dataset} has {target.classes} classes; expected at least one image of "
                 "each, or 0: all"

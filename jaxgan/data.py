@@ -315,7 +315,7 @@ def place(
         reading.set_result({})
     elif read:
         reading = in_thread(resident)
-    digesting = in_thread(lambda: source.digest(None)) if read and source.digest else None
+    digesting = in_thread(functools.partial(source.digest, None)) if read and source.digest else None
     return Feed(draw, calls, like, reading, max_steps, n, source.skipped, source, digesting)
 
 

@@ -3,6 +3,7 @@
 (`folders`, `archives` and `prepared` make sources of image files, of npz files and of TFDS.)
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -82,13 +83,14 @@ class Source:
         Unnamed classes are named by their numbers from here on. Reads every label.
         """
         numbers = classes.resolve(wanted, self.class_names, self.num_classes, self.name)
-        for again in (x for x, k in zip(wanted, numbers, strict=True) if numbers.count(k) > 1):
+        counts = collections.Counter(numbers)
+        for again in (x for x, k in zip(wanted, numbers, strict=True) if counts[k] > 1):
             raise InputError(f"--classes: the class {again} of {self.name} is given twice; expected each once")
         place = np.full(self.num_classes, -1, np.int32)
         place[list(numbers)] = np.arange(len(numbers))
         part = self.subset(np.flatnonzero(place[labels(self)] >= 0))
         known = names_of(self)
-        left_out = tuple(name for k, name in enumerate(known) if k not in numbers)
+        left_out = tuple(name for k, name in enumerate(known) if place[k] < 0)
         return part.numbered(place, tuple(known[k] for k in numbers), (*self.left_out, *left_out))
 
     def in_order(self, names: Sequence[str]) -> "Source":
@@ -96,7 +98,8 @@ class Source:
         known = names_of(self)
         if known == tuple(names):
             return self
-        place = np.array([list(names).index(name) for name in known], np.int32)
+        number = {name: k for k, name in enumerate(names)}
+        place = np.array([number[name] for name in known], np.int32)
         return self.numbered(place, tuple(names), self.left_out)
 
     def numbered(self, place: np.ndarray, names: tuple[str, ...], left_out: tuple[str, ...] = ()) -> "Source":
@@ -144,14 +147,16 @@ def as_trained(source: Source, names: Sequence[str], run: str, chosen: bool = Fa
       OtherClasses: where the data have other classes.
     """
     known = names_of(source)
-    missing, new = [x for x in names if x not in known], [x for x in known if x not in names]
+    if part and not known:
+        return source
+    missing, new = set(names) - set(known), set(known) - set(names)
     if (missing and not part) or (new and not chosen) or not known:
         raise OtherClasses(
             f"{source.name} has the classes {classes.shown(known)}; {run} was trained on {classes.shown(names)}"
             f"{classes.differing(known, names)}: expected the same names"
         )
     if new:
-        source = source.only([k for k, name in enumerate(known) if name in names])
+        source = source.only([k for k, name in enumerate(known) if name not in new])
     return source.in_order(names)
 
 
@@ -181,9 +186,9 @@ def refuse_empty(source: Source, label: np.ndarray) -> None:
     if empty:
         filled = [names[k] for k in np.flatnonzero(counts)]
         some = ",".join(filled) if len(filled) <= classes.LISTED else f"{','.join(filled[: classes.LISTED])},..."
+        others = f", nor have {classes.shown(empty[1:])}" if empty[1:] else ""
         raise InputError(
-            f"{source.name} has no images of {'class' if len(empty) == 1 else 'the classes'} {classes.shown(empty)}; "
-            f"--classes={some} trains on those that have some"
+            f"class {empty[0]} of {source.name} has no images{others}; --classes={some} trains on those that have some"
         )
 
 
@@ -212,11 +217,12 @@ def like(test: Source, source: Source) -> Source:
     are left out. Raises OtherClasses for test images of further classes."""
     theirs, ours = names_of(test), names_of(source)
     if bool(theirs) != bool(ours) or not {*theirs} <= {*ours, *source.left_out}:
-        theirs, ours = (x.class_names or x.num_classes for x in (test, source))
-        raise OtherClasses(f"the test images have the classes {theirs}, {source.name} {ours}; expected the same")
+        known = [x.class_names or x.num_classes for x in (test, source)]
+        raise OtherClasses(f"the test images have the classes {known[0]}, {source.name} {known[1]}; expected the same")
     if not source.class_names:  # numbers mean the same
         return test
-    kept = [k for k, name in enumerate(theirs) if name in ours]
+    left = set(source.left_out)
+    kept = [k for k, name in enumerate(theirs) if name not in left]
     return (test.only(kept) if len(kept) < len(theirs) else test).in_order(ours)
 
 
@@ -299,7 +305,7 @@ def from_arrays(
         fit = functools.partial(images.fit_array, size=shape[:2], channels=channels, crop=crop)
         fitted = images.in_threads(fit, list(image), f"resizing {name}", images.workers_for(image.shape[1:]))
         # Of what was given, for another version may resize to other pixels.
-        digest = digest or hashlib.sha256(np.ascontiguousarray(given)).hexdigest()
+        digest = digest or hashlib.sha256(np.ascontiguousarray(given).data).hexdigest()
         image = np.stack(list(fitted))
     num_classes = 0
     if label is None:
@@ -313,10 +319,10 @@ def from_arrays(
 
     @functools.cache
     def base() -> str:
-        return digest or hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+        return digest or hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
 
     def digest_of(rows: np.ndarray | None) -> str:
-        return combined(f"{base()} {hashlib.sha256(label).hexdigest()}", rows)
+        return combined(f"{base()} {hashlib.sha256(label.data).hexdigest()}", rows)
 
     return Source(name, len(image), shape, num_classes, read, class_names, label=label, digest=digest_of)
 
@@ -324,7 +330,7 @@ def from_arrays(
 def combined(digest: str, rows: np.ndarray | None) -> str:
     """The digest of the examples at these places of data that are told by `digest`; None: of all."""
     code = hashlib.sha256(digest.encode())
-    code.update(b"" if rows is None else np.ascontiguousarray(rows, np.int64))
+    code.update(b"" if rows is None else np.ascontiguousarray(rows, np.int64).data)
     return code.hexdigest()[:32]
 
 

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments import evaluate, interpret_views
+from experiments import evaluate, generate, interpret_views
 from experiments.interpret_views import Subject, Views
 from jaxgan import classes as class_lists
 from jaxgan import critic, files, flags, hosts, images, loop, page, sources, trained
@@ -95,7 +95,7 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
 
 def load(config: Config) -> Subject:
     """The run and what there is beside its generator; for what there is not, why."""
-    names = evaluate.class_names(config.run)
+    names = generate.class_names(config.run)
     stored = flags.read(files.reach(config.run))["config"] | {"class_names": names, "directory": config.run}
     for flag in evaluate.DATA:
         own = getattr(evaluate.Config, flag)

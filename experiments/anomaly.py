@@ -369,6 +369,7 @@ def overlaid(image: np.ndarray, again: np.ndarray, heat: np.ndarray) -> np.ndarr
 
     Red is too bright, blue too dark, in full where the image differs most.
     """
+    image, again = report.on_white(image), report.on_white(again)
     own = np.broadcast_to(image[..., :3] if image.shape[-1] > 2 else image[..., :1], (*image.shape[:2], 3))
     taken = np.clip((again + 1) * 127.5, 0, 255).round().astype(np.uint8)
     taken = np.broadcast_to(taken[..., :3] if again.shape[-1] > 2 else taken[..., :1], own.shape)

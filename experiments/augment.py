@@ -263,16 +263,15 @@ def train(config: Config, source: data.Source, name: str, seed: int, devices: li
 
 
 def write(config: Config, directory: epath.Path, name: str, found: Synthetic, pool: data.Source) -> None:
-    """To take away; in a folder of a folder's own classes, these keep their names."""
+    """To take away; folders have the names of the classes."""
     shown = found.images.reshape(pool.num_classes, config.num, *pool.shape)[:, :SHOWN]
     picture = report.grid(shown.reshape(-1, *pool.shape), columns=shown.shape[1])
     report.save_png(directory / f"synthetic-{name}.png", picture)
     if config.format == "npz":
         files.write(directory / f"synthetic-{name}.npz", generate.archive(found.images, found.labels))
     else:
-        names = pool.class_names if config.dataset.startswith("folder:") else ()
         folder = directory / f"synthetic-{name}"
-        generate.write_folder(folder, iter([found.images]), found.labels, pool.num_classes, names)
+        generate.write_folder(folder, iter([found.images]), found.labels, pool.num_classes, pool.class_names)
 
 
 def case(config: Config, images: Images, k: int, seed: int, gan_of: Callable[..., Gan], directory: epath.Path) -> dict:

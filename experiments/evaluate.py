@@ -16,14 +16,15 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, hosts, loop, memory, report, sources, trained, workdir
+from experiments import generate
+from jaxgan import classes, data, files, flags, folders, hosts, loop, memory, report, sources, trained
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -35,6 +36,7 @@ from jaxgan.metrics.reference import Reference, reference
 # Beside the metrics of features: those that look at the images, or ask the generator.
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
+OF_CLASSES = ("accuracy", "cas")  # which compare what was asked for with what the real classes are
 # Flags of a run that its real images depend on.
 DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images")
 PATHS = 2048  # of perceptual path length
@@ -45,7 +47,7 @@ SHOWN = 32  # samples beside their nearest real image
 @dataclasses.dataclass(frozen=True)
 class Config:
     run: tuple[str, ...] = option((), "directories of runs to sample from")
-    samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE or a name")
+    samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE, idx:DIR or a name")
     dataset: str = option("", "the real images; empty: those that the run was trained on")
     split: str = option("", "of the real images; empty: that of the run, or train")
     test_split: str = option("test", "of the real images that neither training has seen, for cas and parzen")
@@ -56,7 +58,7 @@ class Config:
         "",
         "center or none: where the aspect ratio of --size differs, cut or stretch; 20x20: cut that; empty: as the run",
     )
-    channels: int = option(0, "1: grey, 3: colour, 0: as they are, or as the run saw them")
+    channels: int = option(0, "1: grey, 3: colour, 4: RGBA, 0: as they are, or as the run saw them")
     skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")
     metrics: tuple[str, ...] = option(
         ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
@@ -79,7 +81,7 @@ class Config:
 
 class Samples(NamedTuple):
     images: np.ndarray  # uint8 (n, h, w, c)
-    labels: np.ndarray | None  # (n,) the classes that were asked for
+    labels: np.ndarray | None  # (n,) the classes that were asked for, in the order of the subject's own
 
 
 class Subject(NamedTuple):
@@ -87,7 +89,7 @@ class Subject(NamedTuple):
 
     name: str
     shape: tuple[int, int, int]
-    classes: tuple[str, ...] | int  # names or, of a generator, their number; 0: none
+    classes: tuple[str, ...] | int  # names, or their number where they have none; 0: none
     draw: Callable[[int, data.Source], Samples]  # of a seed, to be measured against these real images
     gan: trained.Trained | None = None
 
@@ -158,18 +160,24 @@ def check(config: Config) -> None:
 
 def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
     """A run's generator, and the flags of its data."""
-    stored = flags.read(files.reach(run))["config"] | {"class_names": class_names(run), "directory": run}
+    stored = flags.read(files.reach(run))["config"] | {"class_names": generate.class_names(run), "directory": run}
     for flag in DATA:
         own = getattr(config, flag)
         if type(found := stored.get(flag, own)) is not type(own):
             raise InputError(f"the {flag} of {run} is {str(found)[:60]!r}; expected {type(own).__name__}")
-    if type(classes := stored.get("classes", [])) is not list or not all(type(k) in (int, str) for k in classes):
-        raise InputError(f"the classes of {run} are {str(classes)[:60]!r}; expected a list of names and numbers")
+    if type(chosen := stored.get("classes", [])) is not list or not all(type(k) in (int, str) for k in chosen):
+        raise InputError(f"the classes of {run} are {str(chosen)[:60]!r}; expected a list of names and numbers")
     gan = trained.load(run, step=config.step, allow=config.allow_code).truncated(config.truncation)
     memory.check(config.num * math.prod(gan.generator.shape), f"--num={config.num} images of {run}", "expected fewer")
 
+    names = generate.class_names(run, gan.generator.num_classes) or gan.generator.num_classes
+
     def draw(seed: int, real: data.Source) -> Samples:
-        asked = judge.classes(real, config.num) if real.num_classes == gan.generator.num_classes > 0 else None
+        asked = None
+        with contextlib.suppress(InputError):  # where they differ, they take turns
+            places = class_table(run, names, real)
+            if places is not None and len(places) == real.num_classes:
+                asked = np.argsort(places)[judge.classes(real, config.num)]
         labels, start = gan.labels(asked, config.num), 0
         images = np.empty((config.num, *gan.generator.shape), np.uint8)
         for part in gan.batches(gan.latents(jax.random.key(seed), config.num), labels):
@@ -177,12 +185,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
             start += len(part)
         return Samples(images, labels)
 
-    return Subject(run, gan.generator.shape, gan.generator.num_classes, draw, gan), stored
-
-
-def class_names(run: str) -> list[str]:
-    """The names of the classes that a run was trained on, in its order; [] where it keeps none."""
-    return workdir.data_of(files.reach(run)).get("classes", [])
+    return Subject(run, gan.generator.shape, names, draw, gan), stored
 
 
 def of_images(config: Config, name: str) -> Subject:
@@ -260,18 +263,38 @@ def judged(source: data.Source) -> judge.Judge:
 
 
 def check_pair(subject: Subject, real: Real) -> None:
-    """Raises InputError unless the images have one shape and, where both have classes, the same ones."""
+    """Raises InputError unless the images have one shape."""
     if subject.shape != real.source.shape:
         raise InputError(
             f"{subject.name} has images {subject.shape}, {real.source.name} {real.source.shape}; "
             "--size and --channels make them equal"
         )
-    theirs: tuple[str, ...] | int = real.source.class_names or real.source.num_classes
-    ours = subject.classes
-    if isinstance(ours, int) or isinstance(theirs, int):
-        ours, theirs = (x if isinstance(x, int) else len(x) for x in (ours, theirs))
-    if ours and theirs and ours != theirs:
-        raise InputError(f"{subject.name} has the classes {ours}, {real.source.name} {theirs}; expected the same")
+
+
+def class_table(name: str, ours: Sequence[str] | int, real: data.Source) -> np.ndarray | None:
+    """int (k,): which of the real classes each class of the samples `name` is. None where either side has no classes.
+
+    Names decide: samples may have some of the classes, in any order. Where one side has numbers alone, a folder's name
+    that is a number is one of these, and else both sides have to have as many classes. Raises InputError for others.
+    """
+    if not ours or not real.num_classes:
+        return None
+    if isinstance(ours, int):
+        if ours == real.num_classes:
+            return np.arange(ours)
+    else:
+        names = classes.names_of(real.class_names, real.num_classes)
+        number = {folders.class_folder(x): i for i, x in enumerate(names)} | {x: i for i, x in enumerate(names)}
+        digits = not real.class_names and all(x.isdecimal() for x in ours)
+        places = [number.get(str(int(x)) if digits else x, -1) for x in ours]
+        if min(places) >= 0 and len({*places}) == len(places):
+            return np.array(places)
+        if not real.class_names and not digits and len(ours) == real.num_classes:
+            return np.arange(len(ours))
+    raise InputError(
+        f"{name} has the classes {classes.shown(*((), ours) if isinstance(ours, int) else (ours,))}, {real.name} "
+        f"{classes.shown(real.class_names, real.num_classes)}; expected the same"
+    )
 
 
 # --- the metrics that are not of features
@@ -325,12 +348,26 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
     """The figures of each repeat."""
     check_pair(subject, real)
     everything, rows = "all" in config.metrics, []
+    metrics: Sequence[str] = CHOICES if everything else config.metrics
+    places = None
+    try:
+        places = class_table(subject.name, subject.classes, real.source)
+    except InputError as error:
+        # The classes of a run and of its own data differ where the data have changed.
+        others = [name for name in metrics if name not in OF_CLASSES]
+        if not others or (subject.gan is not None and not config.dataset):
+            raise
+        if len(others) < len(metrics):
+            left = " and ".join(name for name in metrics if name in OF_CLASSES)
+            hosts.tell(f"{subject.name}: left out {left}: {error}", sys.stderr)
+        metrics = others
     for seed in range(config.seed, config.seed + config.repeats):
         samples = subject.draw(seed, real.source)
+        samples = samples._replace(labels=None if places is None or samples.labels is None else places[samples.labels])
         seen = embed.embed(real.network, [samples.images], devices)
         comparison = measure.Comparison(real.network, real.reference, seen, samples.labels, seed)
         row: dict[str, float] = {"samples": len(samples.images)}
-        for name in CHOICES if everything else config.metrics:
+        for name in metrics:
             try:
                 if name in OWN:
                     row |= FUNCTIONS[name](real, samples, subject, seed)

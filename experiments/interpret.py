@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments import evaluate, interpret_views
+from experiments import evaluate, generate, interpret_views
 from experiments.interpret_views import Subject, Views
 from jaxgan import classes as class_lists
 from jaxgan import critic, files, flags, hosts, images, loop, page, sources, trained
@@ -77,8 +77,8 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
     """--image: uint8 (n, *shape), cut to the shape of the run's; None where none was given."""
     if not config.image:
         return None
-    if shape[2] not in (1, 3):
-        raise InputError(f"--image={config.image[0]}: this run's images have {shape[2]} channels, a file 1 or 3")
+    if shape[2] not in images.MODES:
+        raise InputError(f"--image={config.image[0]}: this run's images have {shape[2]} channels, a file 1, 3 or 4")
     found = []
     for name in config.image:
         path = files.reach(name)
@@ -95,7 +95,7 @@ def read_images(config: Config, shape: tuple[int, int, int]) -> np.ndarray | Non
 
 def load(config: Config) -> Subject:
     """The run and what there is beside its generator; for what there is not, why."""
-    names = evaluate.class_names(config.run)
+    names = generate.class_names(config.run)
     stored = flags.read(files.reach(config.run))["config"] | {"class_names": names, "directory": config.run}
     for flag in evaluate.DATA:
         own = getattr(evaluate.Config, flag)

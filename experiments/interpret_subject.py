@@ -149,8 +149,8 @@ class Effect(NamedTuple):
 
 
 def rgb(images: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] or uint8 (n, h, w, c) -> uint8 (n, h, w, 3)."""
-    images = to_uint8(np.asarray(images))
+    """Floats in [-1, 1] or uint8 (n, h, w, c) -> uint8 (n, h, w, 3); RGBA on white."""
+    images = report.on_white(to_uint8(np.asarray(images)))
     if images.shape[-1] == 2:
         images = np.concatenate([images, np.zeros_like(images[..., :1])], -1)
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images[..., :3]

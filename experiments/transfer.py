@@ -68,7 +68,7 @@ class Config:
     crop: str = option(
         "center", "center or none: where the aspect ratio is not the source's, cut or stretch; 20x20: cut that first"
     )
-    channels: int = option(0, "of the target's images, 1: grey, 3: colour; 0: as the source's")
+    channels: int = option(0, "of the target's images, 1: grey, 3: colour, 4: RGBA; 0: as the source's")
     skip_bad_images: bool = option(False, "leave out files of folder:DIR that cannot be read")
     num_images: tuple[int, ...] = option((20,), "how many of the target's images to train on; 0: all")
     method: tuple[str, ...] = option(tuple(METHODS), "what to compare", tuple(METHODS))

@@ -138,7 +138,7 @@ def pictures(planned: Sequence[Any], source: Any, images: Images) -> np.ndarray:
                 gan = trained.load(directory(run), step=best_step(run), allow=True)
                 names.append(run.method)
                 rows.append(gan.sample(jax.random.key(0), SHOWN))
-    return chart.beside(report.grid(np.concatenate(rows), columns=SHOWN), names)
+    return chart.beside(report.on_white(report.grid(np.concatenate(rows), columns=SHOWN)), names)
 
 
 def best_step(run: Any) -> int | None:

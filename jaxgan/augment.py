@@ -117,6 +117,12 @@ def draw_simple(
     )
 
 
+def opaque(image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The colors (..., c) of an image and its alpha (..., 1), which is (..., 0) but for an image of four channels."""
+    colors = 3 if image.shape[-1] == 4 else image.shape[-1]
+    return image[..., :colors], image[..., colors:]
+
+
 def diffaugment(
     brightness: bool = True,
     saturation: bool = True,
@@ -127,12 +133,13 @@ def diffaugment(
     """DiffAugment: colour, translation and cutout in this order, together, with probability p an image.
 
     translation: reach, and cutout: length of the square's side, as parts of the image's height and width; 0: none.
+    Of RGBA images colour changes the first three channels; what translation and cutout leave empty is 0 in all four.
     """
 
     def one(key: jax.Array, image: jax.Array, p: jax.Array | float) -> jax.Array:
         h, w, _ = image.shape
         draws = draw_simple(key, p, (h, w), translation, cutout)
-        x = image.astype(jnp.float32)
+        x, alpha = opaque(image.astype(jnp.float32))
         if brightness:
             x = x + draws.brightness
         if saturation:
@@ -141,6 +148,7 @@ def diffaugment(
         if contrast:
             mean = x.mean()
             x = (x - mean) * draws.contrast + mean
+        x = jnp.concatenate([x, alpha], -1)
         if translation:
             x = geometry.translate(x, draws.shift)
         if cutout:
@@ -262,17 +270,19 @@ def placement(draws: Draws, shape: tuple[int, int]) -> tuple[jax.Array, jax.Arra
 
 
 def recolor(image: jax.Array, draws: Draws) -> jax.Array:
-    """Brightness, contrast, luma flip, hue and saturation of an image (h, w, c) of 1 or 3 channels.
+    """Brightness, contrast, luma flip, hue and saturation of an image (h, w, c) of 1, 3 or 4 channels.
 
     The authors multiply 4x4 matrices. All five respect the grey axis: along it, colours are moved, multiplied and
-    flipped; around it, they are turned and multiplied. Written so, grey images need no case of their own.
+    flipped; around it, they are turned and multiplied. Written so, grey images need no case of their own. Of RGBA
+    images, which theirs does not take, alpha stays as it is.
     """
+    image, alpha = opaque(image)
     luma = image.mean(-1, keepdims=True)
     chroma = draws.contrast * draws.saturation
     kept, turned = chroma * jnp.cos(draws.hue), chroma * jnp.sin(draws.hue) / 3**0.5
     across = jnp.roll(image, 1, -1) - jnp.roll(image, -1, -1)  # sqrt(3) times the cross product with the grey axis
     grey = draws.contrast * (1 - 2 * draws.lumaflip) * (luma + draws.brightness)
-    return kept * image + turned * across + (grey - kept * luma)
+    return jnp.concatenate([kept * image + turned * across + (grey - kept * luma), alpha], -1)
 
 
 def equalize(images: jax.Array, gains: jax.Array) -> jax.Array:
@@ -322,7 +332,7 @@ def transform(images: jax.Array, draws: Draws, strengths: Strengths) -> jax.Arra
 def ada(strengths: Strengths) -> Apply:
     """The pipeline of ADA, each transformation with its strength times p.
 
-    Raises InputError when an image has neither 1 nor 3 channels and `strengths` has any of colour. The authors advise
+    Raises InputError when an image has not 1, 3 or 4 channels and `strengths` has any of colour. The authors advise
     p below 0.8: closer to 1, generated images learn some augmentations themselves (arXiv:2006.06676, section 2).
     """
 
@@ -333,9 +343,9 @@ def ada(strengths: Strengths) -> Apply:
 
 
 def check_colors(channels: int) -> None:
-    if channels not in (1, 3):
+    if channels not in (1, 3, 4):
         raise InputError(
-            f"ADA changes colours of images of 1 or 3 channels, not {channels}; nearest without colours: 'bg'"
+            f"ADA changes colours of images of 1, 3 or 4 channels, not {channels}; nearest without colours: 'bg'"
         )
 
 

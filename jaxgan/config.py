@@ -19,7 +19,7 @@ class Common:
     seed: int = option(0, "seed of everything: weights, latents, order of the data")
     steps: int = option(10_000, "training steps", resumable=True)
     batch_size: int = option(64, "images a step, over all devices")
-    dataset: str = option("digits", "digits, any TFDS name, folder:DIR or npz:FILE")
+    dataset: str = option("digits", "digits, any TFDS name, folder:DIR, npz:FILE or idx:DIR")
     split: str = option("train", "split of the data set to train on")
     data_dir: str = option("", "where prepared TFDS data sets lie; empty: TFDS's own default", resumable=True)
     manual_dir: str = option(
@@ -29,7 +29,7 @@ class Common:
     crop: str = option(
         "center", "center or none: where the aspect ratio of --size differs, cut or stretch; 108, 20x20: cut that first"
     )
-    channels: int = option(0, "1: grey, 3: colour, 0: as the images are")
+    channels: int = option(0, "1: grey, 3: colour, 4: RGBA, 0: as the images are, transparent files on white")
     skip_bad_images: bool = option(
         False, "leave out files of folder:DIR that cannot be read; decodes all of them once before the run"
     )

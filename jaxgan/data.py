@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgan import files, images, memory
-from jaxgan.archives import npz
+from jaxgan.archives import idx, npz
 from jaxgan.collectives import AXIS
 from jaxgan.errors import InputError, unknown
 from jaxgan.folders import folder
@@ -55,11 +55,12 @@ def load(
     cache: epath.PathLike | None = None,
     skip_bad: bool = False,
 ) -> Source:
-    """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR` or `npz:FILE`.
+    """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR`, `npz:FILE` or `idx:DIR`.
 
     `data_dir` holds prepared TFDS data sets, `manual_dir` original files from which TFDS prepares one. `size` is `""`
     (as they are), `"64"` or `"48x64"` (h x w), `crop` what part of an image is kept (`images.fit`),
-    `channels` is 0 (as they are), 1 (grey) or 3 (colour). Decoded images stay in memory if all fit `cache_gb` and it;
+    `channels` is 0 (as they are, but files with transparency on white), 1 (grey), 3 (colour) or 4 (RGBA).
+    Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
     `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
@@ -68,15 +69,19 @@ def load(
     images.window(crop)  # for what is wrong with it
     files.check_remote(place)
     if channels < 0:
-        raise InputError(f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour")
+        raise InputError(
+            f"channels {channels} is negative; 0 keeps the images as they are, 1 is grey, 3 colour, 4 RGBA"
+        )
     if skip_bad and kind != "folder":
         raise InputError(f"--skip_bad_images is for the files of folder:DIR; given --dataset={name}")
     if kind == "folder":
         source = folder(name, place, split, wanted, crop, channels, skip_bad, cache)
     elif kind == "npz":
         return npz(name, place, split, wanted, crop, channels)
+    elif kind == "idx":
+        return idx(name, place, split, wanted, crop, channels)
     elif place:
-        raise unknown("kind of data set", kind, ("folder", "npz"), "for example folder:DIR or npz:FILE")
+        raise unknown("kind of data set", kind, ("folder", "npz", "idx"), "for example folder:DIR or npz:FILE")
     elif is_own(name) and importlib.util.find_spec(f"jaxgan.datasets.{name}.arrays"):
         # So small that it is made anew at every start: importing TFDS alone would cost a second or two.
         own = importlib.import_module(f"jaxgan.datasets.{name}.arrays")

@@ -238,9 +238,12 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
     """
     if not (epath.Path(workdir) / "config.json").exists():
         return False
-    stored = read(workdir)["config"]
+    run = read(workdir)
+    stored = run["config"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as they did in the file
     free = set(ignore)
+    if stored.get("channels") == 0 and given.get("channels") == _channels(run):
+        free.add("channels")  # what was read from the images then is said now
     defaults = {}
     kinds = _kinds(type(config))
     for name, kind in kinds.items():  # numbers in a run of before, where names are accepted now (--classes)
@@ -263,6 +266,12 @@ def check_same(config: Any, workdir: epath.PathLike, ignore: Iterable[str] = ())
             f"{os.fspath(workdir)!r} holds a run of another config: {'; '.join(differences)}; choose another --workdir"
         )
     return True
+
+
+def _channels(run: Mapping[str, Any]) -> Any:
+    """Of the images of a run; None where it does not say."""
+    shape = data.get("shape") if isinstance(data := run.get("data"), dict) else None
+    return shape[-1] if isinstance(shape, list) and shape else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jaxgan.sources import Source, fingerprint, first_line, reading
 LONGEST = 2**30  # bytes of a file: twice the pixels of the largest image
 FEW = 2_000  # files whose headers are read even if they are not needed: in half a second
 SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev")
+IDX = re.compile(r"idx[13][-.]ubyte", re.IGNORECASE)  # in the names of MNIST's files
 LISTED = 10  # of the files left out, on the terminal
 ADVICE = "mend or remove it, or leave it out with --skip_bad_images"
 
@@ -37,8 +38,8 @@ def folder(
     skip_bad: bool = False,
     cache: epath.PathLike | None = None,
 ) -> Source:
-    """The PNG, JPEG and WebP files below a folder. Its sub-folders are the classes, in order (`classes.ordered`); with
-    fewer than two there are none.
+    """The image files below a folder. Its sub-folders are the classes, in order (`classes.ordered`); with fewer than
+    two there are none.
 
     A sub-folder named as the split (`DIR/train/...`) is taken for the whole, but for a `train` that is a class among
     others (`is_split`). Hidden files are passed over.
@@ -58,7 +59,9 @@ def folder(
         for wrong, reason in bad.items():
             raise InputError(f"{root / wrong} is not a readable image ({reason}); {ADVICE}")
     if not found:
-        raise InputError(f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}")
+        raise InputError(
+            f"no images in {root}; expected files that end in {', '.join(images.SUFFIXES)}{instead(root, others)}"
+        )
     classes = classes_of(found, root)
     skipped: tuple[str, ...] = ()
     if skip_bad:
@@ -79,6 +82,7 @@ def folder(
         shape = images.common_shape(((*(size or s[:2]), s[2]) for s in shapes), name, channels)
 
     tell(others, name)
+    tell_nested(found, root)
 
     def decode(path: str) -> np.ndarray:
         with reading(path, ADVICE):
@@ -125,12 +129,34 @@ def classes_of(found: Sequence[str], root: epath.Path) -> list[str]:
     classes = ordered({f.rpartition("/")[0].partition("/")[0] for f in found})
     if "" in classes and len(classes) > 1:
         loose = next(f for f in found if "/" not in f)
-        raise InputError(f"{root} has sub-folders, which are classes, and images beside them, such as {loose}")
+        raise InputError(
+            f"{root} has sub-folders, which are classes, and images beside them, such as {loose}; move these into a "
+            f"sub-folder, or name one folder to read, such as folder:{root / next(c for c in classes if c)}"
+        )
     forms: dict[str, str] = {}
     for c in classes:  # as when a disk of macOS, which takes letters apart, is copied onto one of Linux
         if (other := forms.setdefault(unicodedata.normalize("NFC", c), c)) != c:
             raise InputError(f"the classes {other!a} and {c!a} of {root} are one name in two Unicode forms; merge them")
     return classes if len(classes) > 1 else []
+
+
+def class_folder(name: str) -> str:
+    """The folder of a class: its name, with a percent code for each character that a file system may not hold."""
+    return re.sub(r'[\0-\x1f/\\:*?"<>|]|^\.|[. ]$', lambda found: f"%{ord(found[0]):02X}", name)
+
+
+def class_folders(names: Sequence[str], classes: int) -> list[str]:
+    """A folder for each class, by `class_folder`; by number where there are no names, or none that make folders.
+
+    Numbers have as many digits as the last class, so that their order is that of the classes in any listing.
+    """
+    found = [class_folder(name) for name in names]
+    distinct = {unicodedata.normalize("NFC", name).casefold() for name in found}  # as macOS and Windows tell them apart
+    with contextlib.suppress(UnicodeEncodeError):
+        lengths = [len(os.fsencode(name)) for name in found]
+        if len(distinct) == len(found) == classes and all(0 < n < 256 for n in lengths):
+            return found
+    return [f"{i:0{len(str(classes - 1))}d}" for i in range(classes)]
 
 
 def is_split(root: epath.Path, split: str) -> bool:
@@ -259,6 +285,34 @@ def local(root: epath.Path) -> tuple[list[str], dict[str, str], Others]:
                 found.append(path)
                 bad[path] = str(error.strerror)
     return found, bad, others
+
+
+def instead(root: epath.Path, others: Others) -> str:
+    """What lies in a folder without images, and how some of it is read, for an error message."""
+    if not others:
+        return ""
+    most = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in others.most_common(3))
+    way = ""
+    if any(IDX.search(path.name) for path in root.iterdir()):
+        way = f"; idx files are read with --dataset=idx:{root}"
+    elif ".npz" in others:
+        way = "; arrays are read with --dataset=npz:FILE"
+    elif others.keys() & {".zip", ".tar", ".gz", ".tgz", ".xz", ".7z"}:
+        way = "; archives are to be unpacked first"
+    elif others.keys() & {".gif", ".heic", ".avif", ".jp2", ".tga", ".psd"}:
+        way = "; images of other formats are to be converted first, for example to PNG"
+    return f" (it holds: {most}){way}"
+
+
+def tell_nested(found: Sequence[str], root: epath.Path) -> None:
+    """Names the folder to give where all images lie in one folder of folders, as an unpacked archive often has them."""
+    tops = {f.partition("/")[0] for f in found}
+    inner = sorted({f.split("/")[1] for f in found if f.count("/") > 1})
+    if len(tops) == 1 and len(inner) > 1 and all(f.count("/") > 1 for f in found):
+        only = root / next(iter(tops))
+        names = ", ".join(inner[:3]) + (", ..." if len(inner) > 3 else "")
+        line = f"{root} has one folder, so no classes; --dataset=folder:{only} has {len(inner)}: {names}"
+        lastwords.say(printable(line), sys.stderr)
 
 
 def tell(others: Others, name: str) -> None:

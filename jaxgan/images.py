@@ -2,15 +2,19 @@
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
+import importlib
 import io
 import itertools
+import logging
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import PIL
@@ -18,9 +22,11 @@ import tqdm
 from etils import epath
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features
 
+from jaxgan import layout
 from jaxgan.errors import InputError, unknown
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
 CROPS = ("center", "none")  # or a window in the middle, in pixels: 108, 20x20
 LARGEST = 2**27  # pixels of an image: 134 million, half a gigabyte as Pillow holds them
 UNREADABLE = (  # what Pillow raises for bytes that are no whole image
@@ -38,13 +44,33 @@ UNREADABLE = (  # what Pillow raises for bytes that are no whole image
 ORIENTATION = 0x0112  # the EXIF tag
 TURNED = range(5, 9)  # its values that exchange width and height
 PNG, JPEG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff"  # how files begin
+
+
+@functools.cache
+def module_of(name: str) -> Any:
+    """A module of Pillow, without its own words about damaged files: the error says what is wrong, with the name."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger(f"PIL.{name}").setLevel(logging.CRITICAL)
+    return importlib.import_module(f"PIL.{name}")
+
+
+def plugin(name: str, reader: str) -> Callable[[IO[bytes]], Image.Image]:
+    """A reader of a rarer format, whose module is imported with the first such file."""
+    return lambda file: getattr(module_of(name), reader)(file)
+
+
 # What is read, by how a file begins and not by its name. (`Image.open` knows 40 formats more, of which some start other
 # programs, and prints a warning of its own for an image of 89 million pixels.)
 FORMATS: dict[re.Pattern[bytes], Callable[[IO[bytes]], Image.Image]] = {
     re.compile(re.escape(PNG[:8])): PngImagePlugin.PngImageFile,
     re.compile(JPEG): JpegImagePlugin.jpeg_factory,
     re.compile(rb"RIFF....WEBP", re.DOTALL): WebPImagePlugin.WebPImageFile,
+    re.compile(rb"BM"): plugin("BmpImagePlugin", "BmpImageFile"),
+    re.compile(rb"II[*+]\0|MM\0[*+]"): plugin("TiffImagePlugin", "TiffImageFile"),
+    re.compile(rb"P[1-6][\s#]"): plugin("PpmImagePlugin", "PpmImageFile"),
 }
+NAMES = "PNG, JPEG, WebP, BMP, TIFF, PGM or PPM"
+BITS, FORMAT, PHOTOMETRIC = 258, 339, 262  # TIFF tags: bits of each sample, kind of number, what 0 means
 PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)  # JPEG segments without say in how pixels are read: no EXIF, no profile
 FRAMES = (0xC0, 0xC1, 0xC2)  # JPEG segments with the size of the image: baseline, extended, progressive
 
@@ -65,9 +91,10 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> 0 to 255, rounded; uint8 as it is."""
+    """[-1, 1] -> 0 to 255, rounded; uint8 as it is. Raises InputError for levels in another dtype."""
     if images.dtype == np.uint8:
         return images
+    layout.check_floats(images)
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -111,12 +138,17 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str = "center") -> Imag
 
 
 def fit_array(image: np.ndarray, size: tuple[int, int], channels: int, crop: str = "center") -> np.ndarray:
-    """uint8 (h, w, c) -> uint8 (*size, channels). Grey and colour convert into each other, nothing else does."""
+    """uint8 (h, w, c) -> uint8 (*size, channels). Grey, colour and RGBA convert into each other, nothing else does.
+
+    RGBA is resized with its colors weighted by alpha, as Pillow does: what is transparent lends no color to an edge.
+    """
     if image.shape[-1] != channels:
         image = np.asarray(convert(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image), channels))
         image = image.reshape(*image.shape[:2], channels)
     if image.shape[:2] == size == (window(crop) or size):
         return image
+    if channels == 4:
+        return np.asarray(fit(Image.fromarray(image), size, crop))
     planes = [
         fit(Image.fromarray(image[..., c]), size, crop) for c in range(channels)
     ]  # the filter is separable by channel
@@ -125,9 +157,10 @@ def fit_array(image: np.ndarray, size: tuple[int, int], channels: int, crop: str
 
 def check_channels(given: int, wanted: int, what: str) -> int:
     """The channels of the result: as `given` for 0, else `wanted`. Raises InputError where no conversion exists."""
-    if wanted and wanted != given and not (wanted in (1, 3) and given in (1, 3)):
+    if wanted and wanted != given and not (wanted in MODES and given in MODES):
         raise InputError(
-            f"channels {wanted} from the {given} of {what}: only grey (1) and colour (3) convert into each other"
+            f"channels {wanted} from the {given} of {what}: only grey (1), colour (3) and RGBA (4) convert into each "
+            "other; other numbers of channels are read from npz:FILE, as they are"
         )
     return wanted or given
 
@@ -138,20 +171,26 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Grey (1; luma of ITU-R 601) or colour (3). What is transparent shows white; of 16 bits the upper 8 are kept."""
-    mode = "L" if channels == 1 else "RGB"
+    """Grey (1; luma of ITU-R 601), colour (3) or RGBA (4). Of 16 bits the upper 8 are kept.
+
+    Without a channel for it, what is transparent shows white. What has no transparency is opaque.
+    """
+    mode = MODES[channels]
     if image.mode.startswith("I"):
-        deep, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency", -1)
-        image = Image.fromarray(np.where(deep == clear, 255, deep >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+        deep, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+    if image.has_transparency_data and image.mode != "RGBA":
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if image.mode == "RGBA" and channels != 4:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image.load()  # reads the file, which convert of the same mode would do with a copy
     return image if image.mode == mode else image.convert(mode)
 
 
 def opened(file: IO[bytes]) -> Image.Image:
-    """The image of a PNG, JPEG or WebP file, of which only the header is read; of an animation, the first frame.
+    """The image of a file in one of `FORMATS`, of which only the header is read; of several frames, the first.
 
     ValueError for another format, and for more than `LARGEST` pixels: a file of a few bytes can claim any number.
     """
@@ -159,16 +198,30 @@ def opened(file: IO[bytes]) -> Image.Image:
     file.seek(0)
     reader = next((reader for magic, reader in FORMATS.items() if magic.match(start)), None)
     if reader is None:
-        raise ValueError("it is no PNG, JPEG or WebP" if start else "it is empty")
+        raise ValueError(f"it is no {NAMES}" if start else "it is empty")
     image = reader(file)
     w, h = image.size
     if w * h > LARGEST:
         image.close()
         raise ValueError(f"it has {h}x{w} pixels, and {LARGEST:,} are the most that are read")
+    if image.format == "TIFF":
+        check_tiff(image)
     clear = image.info.get("transparency")
     if isinstance(clear, tuple) and any("RGB;16" in str(tile) for tile in getattr(image, "tile", ())):
         image.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow keeps the pixels
     return image
+
+
+def check_tiff(image: Any) -> None:
+    """Raises ValueError for samples that Pillow reads on another scale than 0 to 255 or 65,535."""
+    bits, kinds = (np.atleast_1d(image.tag_v2.get(tag, 1)).tolist() for tag in (BITS, FORMAT))
+    inverted = image.tag_v2.get(PHOTOMETRIC) == 0 and 16 in bits
+    if not {*bits} <= {1, 2, 4, 8, 16} or {*kinds} != {1} or inverted:
+        image.close()
+        raise ValueError(
+            f"its samples have {max(bits)} bits{', signed or floats' if {*kinds} != {1} else ''}"
+            f"{', 0 for white' if inverted else ''}; expected a TIFF of 8 or 16 bits, unsigned, 0 for black"
+        )
 
 
 def decode(data: bytes, size: tuple[int, int] | None, channels: int, crop: str = "center") -> np.ndarray:
@@ -232,25 +285,34 @@ def measure(file: IO[bytes]) -> tuple[int, int, int]:
     with opened(file) as image:
         w, h = image.size
         c = 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
+        if image.format == "TIFF":  # its size is that of the turned image
+            return h, w, c
         return (w, h, c) if image.getexif().get(ORIENTATION, 1) in TURNED else (h, w, c)
 
 
 def common_shape(shapes: Iterable[tuple[int, ...]], what: str, channels: int = 0) -> tuple[int, int, int]:
     """The one shape (h, w, c) of images that are to stay as they are. Where there are several, InputError suggests one.
 
-    Where grey and colour images are mixed, all of them are read as colour.
+    channels: what all are converted to; 0: all have to be grey, or all colour.
     """
     shapes = list(shapes)
     sizes = collections.Counter(s[:2] for s in shapes)
     if not shapes:
         raise InputError(f"{what} has no images")
     (h, w), most = sizes.most_common(1)[0]
+    grey = sum(s[2] == 1 for s in shapes)
+    mixed = not channels and 0 < grey < len(shapes)
     if len(sizes) > 1:
         raise InputError(
             f"the {len(shapes)} images of {what} have {len(sizes)} sizes; give one, for example --size={h}x{w}, "
-            f"which {most} of them have"
+            f"which {most} of them have" + ("; some are grey and some colour: give --channels=3 too" if mixed else "")
         )
-    return h, w, channels or max(s[2] for s in shapes)
+    if mixed:
+        raise InputError(
+            f"of the {len(shapes)} images of {what}, {grey} are grey and {len(shapes) - grey} colour; give "
+            "--channels=3 to read all as colour, or --channels=1 as grey"
+        )
+    return h, w, channels or shapes[0][2]
 
 
 def checked(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -262,7 +324,7 @@ def checked(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def version() -> str:
     """What decides about the bits of a decoded image beside its file: Pillow, its decoders, this module."""
-    decoders = [features.version(name) for name in ("jpg", "libjpeg_turbo", "webp")]
+    decoders = [features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "libtiff")]
     code = hashlib.sha256(epath.Path(__file__).read_bytes()).hexdigest()
     return f"{PIL.__version__} {decoders} {code}"
 

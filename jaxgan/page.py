@@ -36,7 +36,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 
 
 class Picture(NamedTuple):
-    """name: of its file, without an ending. array: uint8 (h, w, 1 or 3). alt: what it is, for who cannot see it."""
+    """name: of its file, without an ending. array: uint8 (h, w, 1, 3 or 4). alt: what it is, for who cannot see it."""
 
     name: str
     array: np.ndarray
@@ -61,7 +61,7 @@ class Section(NamedTuple):
 
 
 def png(array: np.ndarray) -> bytes:
-    """uint8 (h, w, 1 or 3) as a PNG file."""
+    """uint8 (h, w, 1, 3 or 4) as a PNG file."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgan import images
+from jaxgan import images, layout
 from jaxgan.errors import InputError, unknown
 from jaxgan.sources import Source, combined, fingerprint, first_line, is_own, reading
 
@@ -48,6 +48,7 @@ def load(
     if not len(records):
         raise InputError(f"split {split!r} of {name} is empty")
     h, w, c = stored_shape(feature.shape, records, parse, encoded, size, channels, name)
+    layout.check((len(records), h, w, c), name)
     channels = images.check_channels(c, channels, name)
     shape = (*(size or (h, w)), channels)
 

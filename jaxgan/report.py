@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from jaxgan import files
+from jaxgan import files, layout
 from jaxgan.errors import InputError
 
 METRICS = "metrics.jsonl"
@@ -122,7 +122,7 @@ class Report:
             self._show(step, images, numbers)
 
     def picture(self, name: str, step: int, images: int, grid: np.ndarray) -> None:
-        """Writes `grid`, uint8 (h, w, 1 or 3), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`).
+        """Writes `grid`, uint8 (h, w, 1, 3 or 4), to `samples/{name}_{step:07d}.png` (no name: `{step:07d}.png`).
 
         In a thread: `flush` waits for it, and raises what it raised.
         """
@@ -325,16 +325,17 @@ def grid(images: Any, columns: int = 0, scale: int = 0) -> np.ndarray:
     """One picture of many.
 
     Args:
-      images: (n, h, w, c), uint8 or floats in [-1, 1]; values outside are clipped, NaN is black. Of two channels the
-        picture shows red and green, of more than three the first three.
+      images: (n, h, w, c), uint8 or floats in [-1, 1]; values outside are clipped, NaN is black. Four channels are
+        RGBA and stay so. Two are shown as red and green, and of more than four the first three.
       columns: images in a row; 0: as many as make the picture near square.
       scale: whole factor by which images are enlarged, bicubically: an eye reads 8x8 digits so, but not as squares.
         0: the least factor with which the longer side has 56 pixels.
 
     Returns:
-      uint8 (H, W, 1 or 3), row by row, with 2 white pixels between images and around them.
+      uint8 (H, W, 1, 3 or 4), row by row, with 2 white pixels between images and around them.
     """
     images = np.asarray(images)
+    layout.check(images.shape, "a grid")
     if images.ndim != 4 or 0 in images.shape:
         raise InputError(f"a grid of images of shape {images.shape}: expected (n, h, w, c), none of them 0")
     if images.dtype != np.uint8:
@@ -343,7 +344,7 @@ def grid(images: Any, columns: int = 0, scale: int = 0) -> np.ndarray:
     n, h, w, c = images.shape
     if c == 2:
         images = np.concatenate([images, np.zeros_like(images[..., :1])], axis=-1)
-    images = images[..., : 1 if c == 1 else 3]
+    images = images[..., : c if c in (1, 4) else 3]
     scale = scale or max(1, math.ceil(_TILE / max(h, w)))
     columns = min(n, columns or math.ceil(math.sqrt(n * h / w)))
     rows = math.ceil(n / columns)
@@ -360,19 +361,33 @@ def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:
     from PIL import Image
 
     n, h, w, c = images.shape
+    if c == 4:  # as one image, whose colors are weighted by alpha
+        pictures = (Image.fromarray(x).resize((w * scale, h * scale), Image.Resampling.BICUBIC) for x in images)
+        return np.stack([np.asarray(x) for x in pictures])
     planes = images.transpose(0, 3, 1, 2).reshape(n * c, h, w)
     size = (w * scale, h * scale)
     tiles = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BICUBIC)) for x in planes])
     return tiles.reshape(n, c, h * scale, w * scale).transpose(0, 2, 3, 1)
 
 
+def on_white(images: np.ndarray) -> np.ndarray:
+    """RGBA images (..., 4), uint8 or floats in [-1, 1], as they show on white: (..., 3); others as they are."""
+    if images.shape[-1] != 4:
+        return images
+    if images.dtype != np.uint8:
+        alpha = np.clip((images[..., 3:] + 1) / 2, 0, 1)
+        return 1 - alpha * (1 - images[..., :3])
+    alpha = images[..., 3:].astype(np.float32) / 255
+    return np.round(255 - alpha * (255 - images[..., :3].astype(np.float32))).astype(np.uint8)
+
+
 def save_png(path: epath.PathLike, array: np.ndarray) -> None:
-    """Writes uint8 (h, w), (h, w, 1) or (h, w, 3) as a PNG, atomically."""
+    """Writes uint8 (h, w) or (h, w, 1, 3 or 4) as a PNG, atomically. Four channels are RGBA."""
     from PIL import Image
 
     array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
-        raise InputError(f"a PNG of {array.dtype} {array.shape}: expected uint8 (h, w), (h, w, 1) or (h, w, 3)")
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
+        raise InputError(f"a PNG of {array.dtype} {array.shape}: expected uint8 (h, w) or (h, w, 1, 3 or 4)")
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array).save(buffer, format="PNG")
     files.write(path, buffer.getvalue())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgan import classes, files, images, lastwords, memory
+from jaxgan import classes, files, images, lastwords, layout, memory
 from jaxgan.errors import InputError
 
 CLASSES = 2**17  # the most that numbers may tell: a number of a class is also the length of a table
@@ -287,9 +287,14 @@ def from_arrays(
     """A source over uint8 (n, h, w) or (n, h, w, c) and integer labels (n,) or (n, 1), converted once, here.
 
     digest: of the arrays, where it is known without reading all of them.
+    Raises InputError for other arrays, with the line that helps: `images.transpose(0, 2, 3, 1)` for channels first.
     """
+    layout.check(image.shape, name)
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or not image.size:
-        raise InputError(f"{name}: images are uint8 (n, h, w) or (n, h, w, c), given {image.dtype} {image.shape}")
+        raise InputError(
+            f"{name}: images are uint8 (n, h, w) or (n, h, w, c), given {image.dtype} {image.shape}"
+            f"{layout.conversion(image) if image.ndim in (3, 4) else ''}"
+        )
     image = image[..., None] if image.ndim == 3 else image
     given = image
     channels = images.check_channels(image.shape[-1], channels, name)

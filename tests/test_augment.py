@@ -376,9 +376,21 @@ def test_names():
 def test_what_is_not_there_is_named():
     with pytest.raises(InputError, match="unknown augmentation 'cutuot'; did you mean 'cutout'"):
         augment.policy("color,cutuot")
-    with pytest.raises(InputError, match="1 or 3 channels, not 2; nearest without colours: 'bg'"):
+    with pytest.raises(InputError, match="1, 3 or 4 channels, not 2; nearest without colours: 'bg'"):
         augment.policy("ada", channels=2)
-    with pytest.raises(InputError, match="not 4"):
-        jax.eval_shape(augment.ada(Strengths(hue=1)), keys_of(1), jnp.zeros((1, 4, 4, 4)), 1.0)
+    with pytest.raises(InputError, match="not 5"):
+        jax.eval_shape(augment.ada(Strengths(hue=1)), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)
     for name in ("bg", "diffaugment"):
         jax.eval_shape(augment.policy(name, channels=5), keys_of(1), jnp.zeros((1, 4, 4, 5)), 1.0)
+
+
+@pytest.mark.parametrize("name", ["color", "ada", "r3gan"])
+def test_colors_of_rgba_change_as_those_of_rgb_and_alpha_does_not(name):
+    images, keys = random_images(8, (6, 6, 4)), keys_of(8)
+    only = augment.policy("color") if name == "color" else augment.ada(Strengths(**augment.COLOR))
+    found = quick(only)(keys, images, 1.0)
+    np.testing.assert_array_equal(found[..., 3], images[..., 3])
+    np.testing.assert_allclose(found[..., :3], quick(only)(keys, images[..., :3], 1.0), atol=1e-6)
+    assert np.abs(found[..., :3] - images[..., :3]).max() > 0.3
+    shape = jax.eval_shape(augment.policy(name, channels=4), keys, images, 1.0).shape
+    assert shape == images.shape

@@ -301,7 +301,10 @@ def test_wrong_calls_are_one_line(run, tmp_path, capfd):
         ((f"--run={run}", "--seed=4294967296"), "--seed=4294967296"),
         ((f"--run={run}", "--out=/proc/x/scores.json"), "cannot write"),
         ((f"--run={run}", "--features=./mine.py:NET"), "no module path"),
-        ((f"--samples=npz:{tmp_path / 'three.npz'}", "--dataset=digits"), "has the classes 3"),
+        (
+            (f"--samples=npz:{tmp_path / 'three.npz'}", "--dataset=digits", "--metrics=accuracy"),
+            "classes 0 to 2, digits",
+        ),
         ((f"--run={run}", "--out=scores.txt"), "ends in .json"),
     ):
         code, out, err = called(capfd, *argv)

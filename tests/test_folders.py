@@ -131,11 +131,11 @@ def test_train_beside_other_images_may_be_either(tmp_path):
 
 def test_what_is_passed_over_is_counted(faces, capsys):
     for i in range(10):
-        (faces / "a" / f"{i}.BMP").write_bytes(b"")
+        (faces / "a" / f"{i}.GIF").write_bytes(b"")
     (faces / "LICENSE").write_text("")
     assert data.load(f"folder:{faces}").num_examples == 20
-    said = f"passed over 11 files of folder:{faces} that do not end in .png, .jpg, .jpeg, .webp"
-    assert capsys.readouterr().err == f"{said} (most: 10 .bmp, 1 without an ending)\n"
+    said = f"passed over 11 files of folder:{faces} that do not end in {', '.join(images.SUFFIXES)}"
+    assert capsys.readouterr().err == f"{said} (most: 10 .gif, 1 without an ending)\n"
 
 
 @pytest.mark.parametrize(
@@ -217,3 +217,58 @@ def test_a_folder_that_may_not_be_listed_is_named(faces):
             data.load(f"folder:{faces}")
     finally:
         (faces / "b").chmod(0o700)
+
+
+def test_mixed_sizes_and_colors_name_the_flags_that_help(tmp_path):
+    for i, (mode, size) in enumerate((("L", 8), ("RGB", 8), ("RGBA", 8), ("RGB", 9))):
+        Image.new(mode, (8, size), 7).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=r"2 sizes; give one, for example --size=8x8, .*: give --channels=3 too"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(InputError, match=r"of the 4 images .*, 1 are grey and 3 colour; give --channels=3 to read all"):
+        data.load(f"folder:{tmp_path}", size="8")
+    for channels in (1, 3, 4):
+        assert data.load(f"folder:{tmp_path}", size="8", channels=channels).shape == (8, 8, channels)
+
+
+def test_a_run_on_mixed_colors_of_before_goes_on_with_the_channels_it_has(tmp_path, capfd):
+    (tmp_path / "x").mkdir()
+    for i, mode in enumerate(("L", "RGB", "RGB", "RGB")):
+        Image.new(mode, (8, 8), 50 * i).save(tmp_path / "x" / f"{i}.png")
+    argv = [*TINY, f"--workdir={tmp_path / 'run'}", f"--dataset=folder:{tmp_path / 'x'}", "--batch_size=4"]
+    assert here(capfd, *argv, "--channels=3", "--steps=10")[0] == 0
+    file = tmp_path / "run" / "config.json"
+    file.write_text(file.read_text().replace('"channels": 3', '"channels": 0'))
+    code, _, err = here(capfd, *argv, "--steps=20")
+    assert code == 2 and "give --channels=3" in err
+    code, _, err = here(capfd, *argv, "--channels=1", "--steps=20")
+    assert code == 2 and "channels is '0' there, '1' here" in err
+    assert here(capfd, *argv, "--channels=3", "--steps=20")[0] == 0
+
+
+def test_folders_of_folders_are_named(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        path = tmp_path / "photos" / name / "0.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encoded())
+    assert data.load(f"folder:{tmp_path}").num_classes == 0
+    assert f"--dataset=folder:{tmp_path / 'photos'} has 2: cat, dog" in capsys.readouterr().err
+    assert data.load(f"folder:{tmp_path / 'photos'}").class_names == ("cat", "dog")
+    assert not capsys.readouterr().err
+    (tmp_path / "loose.png").write_bytes(encoded())
+    with pytest.raises(InputError, match=r"beside them, such as loose\.png; move these into a sub-folder, or name one"):
+        data.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "name, way",
+    {
+        "a.npz": "--dataset=npz:FILE",
+        "a.zip": "are to be unpacked",
+        "a.heic": "are to be converted",
+        "a.txt": "",
+    }.items(),
+)
+def test_a_folder_without_images_says_what_it_holds(name, way, tmp_path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=rf"no images in .*it holds: 1 .*{way}"):
+        data.load(f"folder:{tmp_path}")

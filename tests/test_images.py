@@ -121,6 +121,86 @@ def test_pixels_of_print_and_of_16_bits():
     assert corner(png(1, 1, b"\0\x81\xff\x40\x00", bits=16, colour=4), 1)[0] in range(0xDE, 0xE2)  # a quarter, on white
 
 
+def test_alpha_is_kept_in_four_channels():
+    def see(image, **options):
+        return corner(encode(image, **options), 4)
+
+    assert see(Image.new("RGBA", (2, 2), (9, 8, 7, 60))) == [9, 8, 7, 60]
+    assert see(Image.new("RGB", (2, 2), (9, 8, 7))) == [9, 8, 7, 255] and see(Image.new("L", (2, 2), 5))[3] == 255
+    assert see(Image.new("LA", (2, 2), (100, 128))) == [100, 100, 100, 128]
+    assert see(Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))[3] == 0
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    assert see(palette, transparency=bytes([255, 77])) == [200, 0, 0, 77]
+    for clear, alpha in ((0x1234, 0), (0x1235, 255)):
+        deep = png(1, 1, b"\0\x12\x34", bits=16, clear=clear.to_bytes(2))
+        assert corner(deep, 4) == [0x12, 0x12, 0x12, alpha]
+
+
+def test_what_is_transparent_lends_no_color_to_an_edge():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :5] = 250, 20, 20, 255
+    half = images.fit_array(pixels, (4, 4), 4)
+    np.testing.assert_array_equal(images.decode(encode(Image.fromarray(pixels)), (4, 4), 4), half)
+    assert 0 < half[1, 2, 3] < 255  # the edge
+    np.testing.assert_allclose(half[half[..., 3] > 20][:, :3].astype(int) - [250, 20, 20], 0, atol=6)
+    np.testing.assert_array_equal(images.fit_array(pixels, (8, 8), 3)[0, ::7], [[250, 20, 20], [255, 255, 255]])
+    np.testing.assert_array_equal(images.fit_array(pixels[..., :3], (8, 8), 4)[..., 3], 255)
+    with pytest.raises(InputError, match=r"only grey \(1\), colour \(3\) and RGBA \(4\) convert .* npz:FILE"):
+        images.check_channels(3, 2, "mine")
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "form, mode, options",
+    [
+        ("PPM", "RGB", {}),
+        ("PPM", "L", {}),
+        ("PPM", "1", {}),
+        ("BMP", "RGB", {}),
+        ("BMP", "L", {}),
+        ("BMP", "P", {}),
+        ("TIFF", "RGB", {}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        ("TIFF", "L", {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", "1", {"compression": "group4"}),
+        ("TIFF", "RGBA", {}),
+    ],
+)
+def test_formats_are_told_by_content(form, mode, options):
+    picture = Image.fromarray(PIXELS).convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray(PIXELS[..., 0]))
+    data = encode(picture, form, **options)
+    assert images.measure(io.BytesIO(data)) == (5, 7, 1 if mode in ("L", "1") else 3)
+    for channels, target in images.MODES.items():
+        np.testing.assert_array_equal(
+            images.decode(data, None, channels).squeeze(),
+            images.decode(encode(picture, "PNG"), None, channels).squeeze(),
+        )
+        assert images.decode(data, None, channels).shape == (5, 7, channels) and target
+
+
+def test_depths_of_pgm_and_tiff():
+    assert corner(b"P5 2 1 255\n\x07\xff", 1) == [7]
+    assert corner(b"P5\n# by hand\n2 1 65535\n\x80\xff\0\0", 1) == [0x80]
+    assert corner(b"P2 2 1 15\n3 15\n", 1) == [51]  # 3 of 15
+    assert corner(b"P3 1 1 255\n9 8 7\n") == [9, 8, 7]
+    deep = Image.fromarray(np.full((2, 2), 0x80FF, np.uint16))
+    assert corner(encode(deep, "TIFF"), 1) == [0x80]
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    turned = encode(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), "TIFF", exif=exif)
+    assert images.measure(io.BytesIO(turned)) == (3, 2, 1)
+    np.testing.assert_array_equal(images.decode(turned, None, 1)[..., 0], [[3, 0], [4, 1], [5, 2]])
+    for mode, text in (("F", "32 bits, signed or floats"), ("I", "32 bits")):
+        for see in (lambda x: images.decode(x, None, 1), lambda x: images.measure(io.BytesIO(x))):
+            with pytest.raises(ValueError, match=rf"its samples have {text}.*; expected a TIFF of 8 or 16 bits"):
+                see(encode(Image.new(mode, (2, 2)), "TIFF"))
+
+
 def test_what_shines_through_is_white():
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([9, 9, 9, 200, 0, 0])

@@ -231,6 +231,16 @@ def test_an_image_of_its_size_stays_itself(resizing):
     np.testing.assert_array_equal(bytes_of(inception.prepare(image, resizing)), image)
 
 
+def test_images_with_alpha_are_seen_on_white():
+    image = random_bytes(2, 16, 12, 4)
+    white = np.stack([Image.alpha_composite(Image.new("RGBA", (12, 16), "white"), Image.fromarray(x)) for x in image])
+    expected = bytes_of(inception.prepare(white[..., :3]))
+    for given in (image, image.astype(np.float32) / 127.5 - 1):
+        np.testing.assert_allclose(bytes_of(inception.prepare(given)), expected, atol=1)
+    opaque = np.concatenate([image[..., :3], np.full((2, 16, 12, 1), 255, np.uint8)], -1)
+    np.testing.assert_allclose(inception.prepare(opaque), inception.prepare(image[..., :3]), atol=1e-6)
+
+
 def test_bytes_and_numbers_are_the_same_images():
     image = random_bytes(2, 16, 12, 1)
     as_numbers = image.astype(np.float32) / 127.5 - 1
@@ -244,7 +254,7 @@ def test_bytes_and_numbers_are_the_same_images():
     assert edges.tolist() == [0, 0, 0, 255, 255, 255] and edges.dtype == jnp.uint8
 
 
-@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32, 2), (1, 32, 32, 4), (1, 0, 32, 3)])
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32, 2), (1, 32, 32, 5), (1, 0, 32, 3)])
 def test_what_is_no_image(shape):
     with pytest.raises(InputError, match="looks at images"):
         inception.prepare(np.zeros(shape, np.uint8))

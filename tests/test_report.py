@@ -122,12 +122,12 @@ def test_grid_holds_every_image(n, h, w, c, columns):
     picture = grid(images, columns, scale=1)
     th, tw = h + 2, w + 2
     across = (picture.shape[1] - 2) // tw
-    assert picture.shape[2] == (1 if c == 1 else 3) and picture.dtype == np.uint8
+    assert picture.shape[2] == {1: 1, 4: 4}.get(c, 3) and picture.dtype == np.uint8
     assert across == min(n, columns) or not columns
     for i in range(n):
         top, left = divmod(i, across)
         tile = picture[2 + top * th : (top + 1) * th, 2 + left * tw : (left + 1) * tw]
-        assert (tile[..., : min(c, 3)] == images[i, ..., :3]).all()
+        assert (tile[..., : min(c, picture.shape[2])] == images[i, ..., : picture.shape[2]]).all()
     assert (picture[:2] == 255).all() and (picture[-2:] == 255).all()
 
 
@@ -139,6 +139,23 @@ def test_small_images_are_enlarged_smoothly():
     inner = slice(14, 42)
     np.testing.assert_allclose(tile[28, inner], 10 * x[inner], atol=0.51)
     assert (grid(np.full((3, 8, 8, 2), 77, np.uint8))[2:58, 2:58] == [77, 77, 0]).all()
+
+
+def test_a_grid_of_images_with_alpha_keeps_it(tmp_path):
+    images = np.zeros((4, 8, 8, 4), np.uint8)
+    images[..., :4, :] = 200, 10, 10, 255  # the other half is black below, and transparent
+    picture = grid(images)
+    assert picture.shape == (2 * 58 + 2, 2 * 58 + 2, 4) and (picture[:2] == 255).all()
+    tile = picture[2:58, 2:58]
+    assert (tile[:, :14] == [200, 10, 10, 255]).all() and (tile[:, 36:, 3] == 0).all()
+    edge = tile[:, 14:36]  # cubic weights overshoot, but nothing black shines through
+    assert (np.abs(edge[edge[..., 3] > 20][:, :3].astype(int) - [205, 10, 10]) < 12).all()
+    save_png(tmp_path / "grid.png", picture)
+    assert (np.asarray(Image.open(tmp_path / "grid.png")) == picture).all()
+    seen = report.on_white(np.array([[[200, 10, 10, 255], [0, 0, 0, 0], [100, 0, 50, 51]]], np.uint8))
+    assert seen.tolist() == [[[200, 10, 10], [255, 255, 255], [224, 204, 214]]]
+    floats = report.on_white(np.array([[1.0, 0.0, -1.0, 0.0]], np.float32))
+    assert floats.tolist() == [[1.0, 0.5, 0.0]]
 
 
 def test_grid_of_floats():

@@ -213,6 +213,47 @@ def test_npz_files(tmp_path):
         data.load(f"npz:{tmp_path / 'bad.npz'}")
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_files(tmp_path, packed):
+    def write(name, kind, array):
+        content = bytes([0, 0, kind, array.ndim, *np.array(array.shape, ">u4").tobytes()]) + array.tobytes()
+        (tmp_path / f"{name}{'.gz' if packed else ''}").write_bytes(gzip.compress(content) if packed else content)
+
+    image, label = np.arange(60, dtype=np.uint8).reshape(5, 3, 4), np.array([0, 1, 2, 1, 0], np.uint8)
+    write("train-images-idx3-ubyte", 8, image)
+    write("train-labels-idx1-ubyte", 8, label)
+    write("t10k-images-idx3-ubyte", 8, image[:2])
+    source = data.load(f"idx:{tmp_path}")
+    assert (source.num_examples, source.shape, source.num_classes) == (5, (3, 4, 1), 3)
+    got = source.read(np.array([4, 1]))
+    np.testing.assert_array_equal(got["image"][..., 0], image[[4, 1]])
+    assert got["label"].tolist() == [0, 1]
+    test = data.load(f"idx:{tmp_path}", "test", size="6", channels=3)
+    assert (test.num_examples, test.shape, test.num_classes) == (2, (6, 6, 3), 0)
+    with pytest.raises(InputError, match="no idx file of images for split 'val': expected val-images-idx3-ubyte"):
+        data.load(f"idx:{tmp_path}", "val")
+    with pytest.raises(InputError, match=rf"no images in .*; idx files are read with --dataset=idx:{tmp_path}"):
+        data.load(f"folder:{tmp_path}")
+    write("emnist-train-images-idx3-ubyte", 8, image)
+    with pytest.raises(InputError, match="has 2 files of train images"):
+        data.load(f"idx:{tmp_path}")
+    write("t10k-images-idx3-ubyte", 13, image.astype(np.float32))
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte.* is no idx file .*0000 0d 03; expected 0000 08 03"):
+        data.load(f"idx:{tmp_path}", "test")
+    path = next(tmp_path.glob("t10k*"))
+    for content in (b"", b"\0\0\x08\x03\0\0\0\x05\0\0\0\x03\0\0\0\x04abc", b"\x1f\x8b", gzip.compress(b"\0\0\x08\x03")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{path.name} is no idx file"):
+            data.load(f"idx:{tmp_path}", "test")
+
+
+@real
+def test_mnist_as_it_is_published():
+    source = data.load(f"idx:{REAL}/mnist", "test")
+    assert (source.num_examples, source.shape, source.num_classes) == (10_000, (28, 28, 1), 10)
+    assert np.bincount(data.labels(source)).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
 # --- decoded images on disk
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgan import layout
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify
 from jaxgan.models.classifier import Classifier
@@ -25,6 +26,8 @@ def score(
 
     seed: another one trains on the images in another order, from which the batches are drawn.
     """
+    for given in (images, test):
+        layout.check(given.shape, "images to classify")
     missing = np.setdiff1d(np.arange(classes), labels)
     if len(missing):
         raise InputError(f"no samples of class {missing[0]}: a classifier cannot learn it; expected all {classes}")

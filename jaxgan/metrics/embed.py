@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import lookup
+from jaxgan import layout, lookup
 from jaxgan.data import to_float
 from jaxgan.errors import InputError, unknown
 from jaxgan.images import to_uint8
@@ -167,6 +167,7 @@ def batches(parts: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray
     """uint8 (size, h, w, c) and how many of them count: the last is filled up, so that one program does for all."""
     held: list[np.ndarray] = []
     for part in parts:
+        layout.check(part.shape, "images to evaluate")
         for start in range(0, len(part), size):  # in slices, so that no large part is copied as a whole
             held.append(to_uint8(part[start : start + size]))
             if sum(map(len, held)) >= size:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import numpy as np
 from etils import epath
 
+from jaxgan import layout
 from jaxgan.errors import InputError
 from jaxgan.metrics import classify, frechet
 from jaxgan.models.classifier import Classifier
@@ -50,6 +51,7 @@ class Judge:
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Samples (n, h, w, c) in [-1, 1] -> {"distance", "halves"} and, for labelled sets, the share of each class."""
+        layout.check(images.shape, "images to judge")
         features, classes = classify.look(self.classifier, self.params, images)
         result = {"distance": frechet.distance(self.reference, frechet.moments(features)), "halves": self.halves}
         if self.labels is not None:

@@ -144,11 +144,16 @@ def quantise(images: jax.Array) -> jax.Array:
 
 
 def prepare(images: jax.Array, resizing: Resizing = tensorflow) -> jax.Array:
-    """Images (b, h, w, 1 or 3), uint8 or in [-1, 1] -> float32 (b, 299, 299, 3): bytes resized, less 128, over 128."""
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
-        raise InputError(f"Inception looks at images (b, h, w, 1) or (b, h, w, 3), given {tuple(images.shape)}")
+    """Images (b, h, w, c), uint8 or in [-1, 1] -> float32 (b, 299, 299, 3): bytes resized, less 128, over 128.
+
+    c is 1, 3 or 4. RGBA images (4) are composited on white.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape[1:3]:
+        raise InputError(f"Inception looks at images (b, h, w, 1, 3 or 4), given {tuple(images.shape)}")
     x = images.astype(jnp.float32)
     x = x if images.dtype == jnp.uint8 else (x + 1) * 127.5
+    if x.shape[-1] == 4:
+        x = 255 - x[..., 3:] / 255 * (255 - x[..., :3])
     x = resize(x, (SIZE, SIZE), resizing)
     x = (jnp.clip(x, 0, 255) - 128) / 128  # cubic weights overshoot; clean-fid clips too
     return jnp.repeat(x, 3 // x.shape[-1], axis=-1)
@@ -205,7 +210,7 @@ def _walk(steps: Steps, x: jax.Array, dtype: Any) -> jax.Array:
 
 
 class Inception(nn.Module):
-    """images (b, h, w, 1 or 3), uint8 or in [-1, 1] -> float32 features (b, 2048), logits (b, 1008) without bias.
+    """images (b, h, w, 1, 3 or 4), uint8 or in [-1, 1] -> float32 features (b, 2048), logits (b, 1008) without bias.
 
     `dtype` is that of the convolutions. Batch norms are part of the kernels (`convert`): there is no training mode.
     """

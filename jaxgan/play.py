@@ -67,7 +67,7 @@ def play(
     storage = functools.partial(storing, run.directory, checkpoints)
     kept = {"rollbacks": rollbacks} if rollbacks else {}
     with storage():
-        log = record(config, run.directory, step)
+        log = record(config, run.directory, step, owed=bool(owed))
     with log, lastwords.Watch(config.call_timeout) as watch:
         if step:
             log.note(f"resuming {run.directory} at step {step}")
@@ -125,7 +125,7 @@ def play(
     return state, scores
 
 
-def record(config: Common, directory: epath.Path, step: int) -> report.Report | report.Silent:
+def record(config: Common, directory: epath.Path, step: int, owed: bool) -> report.Report | report.Silent:
     """Where the run is reported: by the first host alone."""
     if not hosts.first():
         return report.Silent()
@@ -134,6 +134,7 @@ def record(config: Common, directory: epath.Path, step: int) -> report.Report | 
         total_steps=config.steps,
         batch_size=config.batch_size,
         start_step=step,
+        owed=owed,
         tensorboard=config.tensorboard,
     )
 

@@ -28,7 +28,7 @@ from experiments import generate, image, image_check, image_evaluation
 from experiments.augment_filter import Synthetic, by_confidence, by_rejection, synthesise
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
-from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
+from jaxgan import critic, data, files, flags, loop, memory, numerics, parallel, report, sources, trained, workdir
 from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -273,7 +273,7 @@ def case(config: Config, images: Images, k: int, seed: int, gan_of: Callable[...
         judge = by_confidence(classifier, sure(), config.confidence)
     elif gan.judge is not None:
         judge = by_rejection(gan.judge, config.percentile, seed)
-    found = synthesise(gan.generator, config.num, config.tries, jax.random.key(seed), judge)
+    found = synthesise(gan.generator, config.num, config.tries, numerics.key(seed), judge)
     name = f"{name_of(k)}-seed{seed}"
     write(config, directory, name, found, images.pool)
     scores = {}

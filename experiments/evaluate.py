@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgan import data, files, flags, hosts, loop, memory, report, sources, trained
+from jaxgan import data, files, flags, hosts, loop, memory, numerics, report, sources, trained
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -172,7 +172,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
         asked = judge.classes(real, config.num) if real.num_classes == gan.generator.num_classes > 0 else None
         labels, start = gan.labels(asked, config.num), 0
         images = np.empty((config.num, *gan.generator.shape), np.uint8)
-        for part in gan.batches(gan.latents(jax.random.key(seed), config.num), labels):
+        for part in gan.batches(gan.latents(numerics.key(seed), config.num), labels):
             images[start : start + len(part)] = to_uint8(part)
             start += len(part)
         return Samples(images, labels)
@@ -285,7 +285,7 @@ def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dic
 def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if subject.gan is None:
         raise InputError("metric 'ppl' needs a generator: --run")
-    gan, keys = subject.gan.precise, jax.random.split(jax.random.key(seed), 3)
+    gan, keys = subject.gan.precise, jax.random.split(numerics.key(seed), 3)
     params = jax.device_put(real.network.params)
 
     def features(z: jax.Array) -> np.ndarray:

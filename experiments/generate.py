@@ -23,7 +23,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from jaxgan import files, flags, loop, memory, report, trained
+from jaxgan import files, flags, loop, memory, numerics, report, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     if not ending and c not in (1, 3):
         raise InputError(f"--out={config.out}: a PNG has 1 or 3 channels, these images {c}; expected an .npz")
     label = gan.labels(np.resize(config.classes, config.num) if config.classes else None, config.num)
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     try:
         if ending == ".gif":
             stops = gan.latents(key, STOPS * config.num).reshape(STOPS, config.num, -1)

@@ -30,6 +30,7 @@ from jaxgan import (
     loop,
     losses,
     models,
+    numerics,
     parallel,
     pathlength,
     penalties,
@@ -325,7 +326,7 @@ def train(
     game = change(make_game(config, pair))
 
     def sample(state: State) -> np.ndarray:
-        return report.grid(trained(pair, state).sample(jax.random.key(config.seed), 64))
+        return report.grid(trained(pair, state).sample(numerics.key(config.seed), 64))
 
     def diagnosis() -> Diagnosis:
         return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
@@ -351,7 +352,7 @@ def train(
 
 def describe(config: Config, source: data.Source, game: Game, example: dict, devices: list) -> None:
     """What --dry_run prints."""
-    state = jax.eval_shape(game.init, jax.random.key(0), example)
+    state = jax.eval_shape(game.init, numerics.key(0), example)
     h, w, c = source.shape
     classes = f"{source.num_classes} classes" if source.num_classes else "no labels"
     lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {classes}"]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jaxgan import data, hosts, loop, memory
+from jaxgan import data, hosts, loop, memory, numerics
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -118,7 +118,7 @@ def evaluation(
         scores: dict[str, float] = {}
         if config.metrics:
             labels = classes() if config.conditional else None
-            images = sampler(state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
+            images = sampler(state).sample(numerics.key(config.seed + 1), config.eval_samples, labels)
             scores |= judge()(images) if "distance" in config.metrics else {}
             scores |= modes()(images) if "modes" in config.metrics else {}
             if others:

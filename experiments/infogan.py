@@ -34,6 +34,7 @@ from jaxgan import (
     lookup,
     loop,
     losses,
+    numerics,
     parallel,
     penalties,
     report,
@@ -169,7 +170,7 @@ class Samples(NamedTuple):
 def sampled(pair: adversarial.Pair, state: State, seed: int, n: int) -> Samples:
     gen = state.players["gen"]
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-    z = gan.latents(jax.random.key(seed), n)
+    z = gan.latents(numerics.key(seed), n)
     return Samples(gan.images(z), np.asarray(pair.generator.codes(z)))
 
 
@@ -242,7 +243,7 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
     """A picture of the codes: for each number, categories down, that number from -2 to 2 across, one noise for all."""
     gen, k, c = state.players["gen"], pair.generator.categorical, pair.generator.continuous
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-    noise = np.asarray(pair.generator.codes(gan.latents(jax.random.key(seed), 1)))[0, k + c :]
+    noise = np.asarray(pair.generator.codes(gan.latents(numerics.key(seed), 1)))[0, k + c :]
     rows = order if order is not None else list(range(max(k, 1)))
     panels = []
     for number in range(max(c, 1)):
@@ -323,7 +324,7 @@ def main(config: Config) -> None:
     if source.num_classes > 1 and config.categorical:
         judge.check(source)
     if config.dry_run:
-        made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
+        made = jax.eval_shape(make_game(config, pair).init, numerics.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
         print(f"would train {config.seeds} seeds on {source.num_examples:,} images {source.shape} of {source.name}")
         print(f"parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")

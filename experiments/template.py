@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report
+from jaxgan import adversarial, data, flags, lookup, loop, losses, models, numerics, parallel, penalties, report
 from jaxgan.config import Common, check_least
 from jaxgan.flags import option
 from jaxgan.game import State
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     def sample(state: State) -> np.ndarray:
         gen = state.players["gen"]
         gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-        return report.grid(gan.sample(jax.random.key(config.seed), 64))
+        return report.grid(gan.sample(numerics.key(config.seed), 64))
 
     options: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})

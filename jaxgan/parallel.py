@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import collectives
+from jaxgan import collectives, numerics
 from jaxgan.errors import InputError
 from jaxgan.game import Game, State
 
@@ -27,6 +27,7 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
     metrics: {name: (steps,)}. The state handed in is gone afterwards.
     """
 
+    @numerics.fixed()
     def steps(state: State, resident: Any, feed: Any) -> tuple[State, dict[str, jax.Array]]:
         return lax.scan(lambda state, x: game.step(state, draw(resident, x)), state, feed)
 

@@ -190,7 +190,10 @@ def load(config: Config) -> Images:
         few = int(counts.argmin())
         if counts[few] < max(least, 1):
             of = pool.class_names[few] if pool.class_names else few
-            wanted = f"--per_class={least}" if least > 1 else "at least 1"
+            wanted = "at least 1"
+            if least > 1 and counts[few]:
+                fits = [k for k in config.per_class if k <= counts[few]] or [counts[few]]
+                wanted = f"at most so many of each class, for example --per_class={','.join(map(str, fits))}"
             raise InputError(f"class {of} of {config.dataset} has {counts[few]} {what}; expected {wanted}")
     return Images(pool, whole["image"], whole["label"], tested)
 

@@ -14,8 +14,9 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -37,8 +38,13 @@ LARGEST_GIF = 65_535  # pixels a side
 OWN = re.compile(r"\d+/|(\d+/)?\d+\.png")  # what this script writes into a folder
 
 
+NEEDS = {"frames": flags.Need(lambda c: c.out.lower().endswith(".gif"), "without --out=NAME.gif, an animation")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
+    needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
+
     run: str = option("", "directory of the run")
     out: str = option("", "what to write: a grid.png, arrays.npz, an animated walk.gif, or a folder of PNGs")
     num: int = option(64, "images, or tiles of an animation")
@@ -91,8 +97,11 @@ def check(config: Config) -> tuple[epath.Path, str]:
     for name, least in {"num": 1, "frames": 2}.items():
         if getattr(config, name) < least:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
-    if config.truncation is not None and config.truncation <= 0:
-        raise InputError(f"--truncation={config.truncation}: expected a number above 0, the largest |z|")
+    if config.truncation is not None and config.truncation < 0:
+        raise InputError(
+            f"--truncation={config.truncation}: expected a number above 0, the largest |z|, or ψ of a style generator, "
+            "of which 0 is the mean image"
+        )
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
     ending = "" if config.out.endswith(("/", os.sep)) else epath.Path(config.out).suffix.lower()

@@ -122,7 +122,9 @@ def load(config: Config) -> Images:
     def read(split: str) -> data.Source:
         cache = loop.cache_dir() / "decoded"
         chosen = {name: getattr(config, name) for name in options}
-        return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **chosen)
+        return data.load(
+            config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **chosen
+        )
 
     source = read(config.split)
     if source.num_examples < 12:

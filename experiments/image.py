@@ -283,6 +283,7 @@ def load(config: Config, split: str) -> data.Source:
         channels=config.channels,
         cache=loop.cache_dir() / "decoded",
         skip_bad=config.skip_bad_images,
+        prepare=not config.dry_run,
     )
     return source.only(config.classes) if config.classes else source
 

@@ -68,6 +68,7 @@ def best(config: Any) -> str | None:
     if not (config.eval_every and config.metrics):
         return None
     sign, colon, name = (BEST[config.metrics[0]] or "").rpartition(":")
+    name = measure.frechet_name(config.features) if name == "fid" else name
     return f"{sign}{colon}eval/{name}"
 
 
@@ -112,6 +113,11 @@ def evaluation(
     def real() -> Reference:
         return reference(network(), source, 0, cache, own)
 
+    @functools.cache  # said once
+    def warn(samples: int, dimensions: int) -> None:
+        if few := measure.few_samples(samples, dimensions):
+            hosts.tell(f"--eval_samples={samples}: {few}", sys.stderr)
+
     diagnosed = functools.cache(diagnosis) if diagnosis else None
 
     def evaluate(state: State) -> dict[str, float]:
@@ -123,6 +129,8 @@ def evaluation(
             scores |= modes()(images) if "modes" in config.metrics else {}
             if others:
                 seen = embed.embed(network(), [images], own)
+                if {"fid", "frechet"} & set(others):
+                    warn(*seen.features.shape)
                 scores |= measure.measure(others, real(), seen, network(), labels)
         return scores | (diagnosed()(state) if diagnosed else {})
 

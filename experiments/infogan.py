@@ -120,7 +120,9 @@ def load(config: Config, split: str) -> data.Source:
     chosen: tuple[str, ...] = ("data_dir", "manual_dir", "size", "crop", "channels")
     given = {name: getattr(config, name) for name in chosen}
     cache = loop.cache_dir() / "decoded"
-    return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **given)
+    return data.load(
+        config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **given
+    )
 
 
 def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:

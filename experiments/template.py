@@ -62,7 +62,9 @@ def main(config: Config) -> None:
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     cache = loop.cache_dir() / "decoded"
     given = {name: getattr(config, name) for name in chosen}
-    source = data.load(config.dataset, cache=cache, skip_bad=config.skip_bad_images, **given)
+    source = data.load(
+        config.dataset, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **given
+    )
     home, dtype = lookup.module("model", config.model, models, ("Generator", "Discriminator")), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),

@@ -148,7 +148,8 @@ def observed(
     def by_the_first_host() -> dict[str, float] | None:
         found: Mapping[str, float] | None = {}
         if run.evaluate and due(run.config.eval_every):
-            found = run.preemption.unless_asked(run.evaluate, state)
+            with lastwords.patience(f"evaluating step {step}; the first evaluation takes longest", log.note):
+                found = run.preemption.unless_asked(run.evaluate, state)
         if found is not None and run.sample and due(run.config.sample_every):
             grid = run.preemption.unless_asked(run.sample, state)
             if grid is None:

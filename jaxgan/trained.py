@@ -70,9 +70,11 @@ class Trained:
         """The same generator with less variety and more typical images; None: with all of it.
 
         truncation: the largest |z| (arXiv:1809.11096, section 3.1); for one that keeps an average of its styles, ψ,
-          the share of a style's distance from it that is kept (arXiv:1812.04948, appendix B).
+          the share of a style's distance from it that is kept (arXiv:1812.04948, appendix B): at 0 the mean image.
         """
-        if truncation is not None and not truncation > 0:
+        if truncation is not None and self.styled and not truncation >= 0:
+            raise InputError(f"truncation {truncation}: expected ψ of 0 (the mean image) or more, 1 for all variety")
+        if truncation is not None and not self.styled and not truncation > 0:
             raise InputError(f"truncation {truncation}: expected a number above 0, the largest |z|")
         if truncation == self.truncation:
             return self

@@ -1,4 +1,4 @@
-"""What the environment of the process asks of JAX changes no run: types, random numbers; and a JAX that cannot start."""
+"""What the environment asks of JAX changes no run: types, random numbers; and a JAX that cannot start."""
 
 import contextlib
 import importlib
@@ -88,7 +88,7 @@ def test_types_and_generators_of_the_environment_change_no_bit_of_a_game_without
 
     def played():
         state = parallel.replicate(game.init(numerics.key(3), example), jax.devices()[:1])
-        call = parallel.compile_steps(game, lambda resident, x: batch, jax.devices()[:1])
+        call = parallel.compile_steps(game, lambda resident, x: jax.tree.map(jnp.asarray, batch), jax.devices()[:1])
         state, metrics = call(state, {}, {"step": np.zeros((1, 2), np.int32)})
         return jax.device_get((state.players, metrics))
 

@@ -340,9 +340,9 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
     for seed in range(config.seed, config.seed + config.repeats):
         samples = subject.draw(seed, real.source)
         seen = embed.embed(real.network, [samples.images], devices)
-        if seed == config.seed and {"fid", "frechet", "all"} & set(config.metrics):
-            if few := measure.few_samples(*seen.features.shape):
-                hosts.tell(f"{subject.name}: {few}", sys.stderr)
+        few = measure.few_samples(*seen.features.shape) if {"fid", "frechet", "all"} & set(config.metrics) else ""
+        if few and seed == config.seed:
+            hosts.tell(f"{subject.name}: {few}", sys.stderr)
         comparison = measure.Comparison(real.network, real.reference, seen, samples.labels, seed)
         row: dict[str, float] = {"samples": len(samples.images)}
         for name in EVERY if everything else config.metrics:

@@ -32,7 +32,7 @@ __all__ = ["compile_quickly"]  # a fixture
     ("script", "argv", "name"),
     [
         (evaluate, ("--run=r", "--metrics=fid", "--test_split=validation"), "test_split"),
-        (evaluate, ("--run=r", "--resize=antialiased"), "resize"),
+        (evaluate, ("--run=r", "--resize=antialias"), "resize"),
         (evaluate, ("--run=r", "--inception_weights=w.pth"), "inception_weights"),
         (evaluate, ("--run=r", "--metrics=cas", "--features=pixels"), "features"),
         (evaluate, ("--run=r", "--metrics=cas", "--reference_images=100"), "reference_images"),

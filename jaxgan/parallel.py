@@ -27,11 +27,10 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
     metrics: {name: (steps,)}. The state handed in is gone afterwards.
     """
 
-    @numerics.fixed()
     def steps(state: State, resident: Any, feed: Any) -> tuple[State, dict[str, jax.Array]]:
         return lax.scan(lambda state, x: game.step(state, draw(resident, x)), state, feed)
 
-    return jax.pmap(
+    call = jax.pmap(
         steps,
         axis_name=collectives.AXIS,
         in_axes=(None, None, 0),
@@ -39,6 +38,22 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
         donate_argnums=0,
         devices=list(devices),
     )
+    return _Fixed(call)
+
+
+class _Fixed:
+    """A compiled call whose tracing and lowering do not depend on the environment either (`numerics`)."""
+
+    def __init__(self, call: Any):
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        with numerics.fixed():
+            return self._call(*arguments)
+
+    def lower(self, *shapes: Any) -> Any:
+        with numerics.fixed():
+            return self._call.lower(*shapes)
 
 
 def ahead(call: Any, *shapes: Any) -> Any:

@@ -67,18 +67,12 @@ def test_types_and_generators_of_the_environment_change_no_bit_of_a_game_without
         model="mlp",
         latent=8,
         batch_size=8,
-        r1=(1.0,),
         dragan=(1.0,),
-        lecam=0.1,
-        consistency=(1.0,),
-        augment="ada",
-        ada_target=0.6,
-        disc_steps=2,
+        augment="diffaugment",
         ema_ramp=0.05,
         learning_rate=(2e-4, 1e-4),
     )
-    pair = image.networks(config, (8, 8, 1), 0)
-    game = image.make_game(config, pair)
+    game = image.make_game(config, image.networks(config, (8, 8, 1), 0))
     example = {
         "image": np.linspace(-1, 1, 8 * 64, dtype=np.float32).reshape(8, 8, 8, 1),
         "label": np.zeros(8, np.int32),

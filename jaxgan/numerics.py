@@ -53,7 +53,7 @@ def start() -> list[jax.Device]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that some backend was found
-        wanted = jax.config.jax_platforms or ""
+        wanted = getattr(jax.config, "jax_platforms", None) or ""
         given = f"JAX_PLATFORMS={wanted}" if wanted else "JAX"
         reason = " ".join(str(error).split()) or "none of these platforms has a device here"
         raise InputError(

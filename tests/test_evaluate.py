@@ -382,7 +382,7 @@ def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capf
         ((of(1),), "--metrics=distance needs at least 4 real images"),
         ((of(3),), "one3.npz has 3"),
         (("--metrics=fid", of(3)), "--metrics=fid needs at least 4"),
-        (("--metrics=precision_recall", of(5)), "--metrics=precision_recall needs at least 6"),
+        (("--metrics=precision_recall", of(3)), "--metrics=precision_recall needs at least 4"),
         (("--metrics=fid", "--features=pixels", of(1)), "--metrics=fid needs at least 2"),
     ):
         for also in ((), ("--dry_run",)):

@@ -56,8 +56,8 @@ def overview(views: Views) -> Found:
 def by_class(views: Views) -> Picture:
     """The same latents in every class: what a class changes, and what it leaves as it is."""
     k, n = min(views.subject.classes, MOST_CLASSES), LATENTS
-    z = np.asarray(views.space.gan.latents(views.key, n))
-    images = views.space.gan.images(np.repeat(z, k, axis=0), np.tile(np.arange(k), n))
+    z = views.space.gan.latents(views.key, n)
+    images = views.space.gan.images(jnp.repeat(z, k, axis=0), np.tile(np.arange(k), n))
     names = views.subject.source.class_names[:k] if views.subject.source is not None else ()
     text = f"The same {n} latents, one a row, in the classes {', '.join(names or map(str, range(k)))}, one a column."
     return Picture("classes", report.grid(images, columns=k), text, "the same latents in every class")

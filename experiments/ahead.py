@@ -23,7 +23,7 @@ import numpy as np
 from experiments import image, image_check
 from experiments.benchmark import count
 from experiments.image_presets import PRESETS
-from jaxgan import data, flags, loop, parallel, topology
+from jaxgan import data, flags, loop, numerics, parallel, topology
 from jaxgan.config import check_numbers
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -73,6 +73,8 @@ def absent(config: Config) -> data.Source:
 def main(config: Config) -> None:
     if config.topology != "here":  # or JAX would look for such chips
         jax.config.update("jax_platforms", "cpu")
+    numerics.fix()
+    numerics.start()
     if config.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     check_numbers(config)

@@ -122,7 +122,9 @@ def load(config: Config, split: str) -> data.Source:
     options: tuple[str, ...] = ("data_dir", "manual_dir", "size", "crop", "channels")
     chosen = {name: getattr(config, name) for name in options}
     cache = loop.cache_dir() / "decoded"
-    return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **chosen)
+    return data.load(
+        config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **chosen
+    )
 
 
 def tasks(config: Config) -> list[Task]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxgan import files
 from jaxgan.anomaly.calibration import Calibration
+from jaxgan.config import NEEDS as COMMON
 from jaxgan.errors import InputError
 from jaxgan.flags import Need
 
@@ -22,7 +23,7 @@ def never(why: str, *names: str) -> dict[str, Need]:
     return {name: Need(zero(name), why) for name in names}
 
 
-NEEDS = never("here: networks and losses are those of --method", "model", "loss")
+NEEDS = COMMON | never("here: networks and losses are those of --method", "model", "loss")
 NEEDS |= never("here: nothing is evaluated on the way", "eval_every", "eval_samples")
 
 

@@ -29,7 +29,7 @@ from experiments.augment_filter import Synthetic, by_confidence, by_rejection, s
 from experiments.augment_report import METHODS, SCORES, name_of, summary, table
 from experiments.image_presets import PAIRS
 from jaxgan import classes as class_lists
-from jaxgan import critic, data, files, flags, loop, memory, parallel, report, sources, trained, workdir
+from jaxgan import critic, data, files, flags, loop, memory, numerics, parallel, report, sources, trained, workdir
 from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -191,8 +191,11 @@ def load(config: Config) -> Images:
         few = int(counts.argmin())
         if counts[few] < max(least, 1):
             of = sources.names_of(pool)[few]
-            wanted = f"--per_class={least}" if least > 1 else "at least 1"
-            if not counts[few]:
+            wanted = "at least 1"
+            if least > 1 and counts[few]:
+                fits = [k for k in config.per_class if k <= counts[few]] or [counts[few]]
+                wanted = f"at most so many of each class, for example --per_class={','.join(map(str, fits))}"
+            elif not counts[few]:
                 filled = [name for name, count in zip(sources.names_of(pool), counts, strict=True) if count]
                 wanted += f", or --classes={','.join(filled[: class_lists.LISTED])}"
             raise InputError(f"class {of} of {config.dataset} has {counts[few]} {what}; expected {wanted}")
@@ -289,7 +292,7 @@ def case(config: Config, images: Images, k: int, seed: int, gan_of: Callable[...
         judge = by_confidence(classifier, sure(), config.confidence)
     elif gan.judge is not None:
         judge = by_rejection(gan.judge, config.percentile, seed)
-    found = synthesise(gan.generator, config.num, config.tries, jax.random.key(seed), judge)
+    found = synthesise(gan.generator, config.num, config.tries, numerics.key(seed), judge)
     name = f"{name_of(k)}-seed{seed}"
     write(config, directory, name, found, images.pool)
     scores = {}

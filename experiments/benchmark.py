@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments import flax_peer
 from experiments.benchmark_cases import CASES, LARGE, Case, make_game, players
-from jaxgan import adversarial, data, files, flags, parallel, sources
+from jaxgan import adversarial, data, files, flags, numerics, parallel, sources
 from jaxgan.config import check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -91,7 +91,7 @@ class Program:
 def count(game: Game, example: dict[str, Any]) -> float:
     """FLOP of a step by XLA's count, move by move, since it counts the body of a loop once."""
     total = 0.0
-    state = jax.eval_shape(game.init, jax.random.key(0), example)
+    state = jax.eval_shape(game.init, numerics.key(0), example)
     for move in game.moves:
         alone = Game(game.players, (dataclasses.replace(move, times=1, every=1, accumulate=1, draw=True),))
         batch = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in example.items()}
@@ -148,7 +148,7 @@ def compiled(case: Case, game: Game, feed: data.Feed, placement: str, steps: int
         first = jax.tree.map(lambda x: x[0, 0], next(feed.calls(0, 1, 1)))
         fixed = jax.jit(feed.draw)(feed.resident, first)
         draw, resident = (lambda resident, x: resident), parallel.replicate(fixed, devices)
-    state = parallel.replicate(jax.jit(game.init)(jax.random.key(0), example), devices)
+    state = parallel.replicate(jax.jit(game.init)(numerics.key(0), example), devices)
     calls = feed.calls(0, MANY, steps)
     x = next(calls)
     start = time.perf_counter()
@@ -188,7 +188,7 @@ def flax(case: Case) -> Program:
     rows = np.arange(case.batch_size, dtype=np.int32)
     example = {"image": rng.uniform(-1, 1, (case.batch_size, *case.shape)).astype(np.float32), "row": rows}
     batch = jax.device_put({name: x[None] for name, x in example.items()})
-    held = [jax.jit(game.init)(jax.random.key(0), example)]
+    held = [jax.jit(game.init)(numerics.key(0), example)]
     start = time.perf_counter()
     step = jax.jit(game.step, donate_argnums=0).lower(held[0], batch).compile()
     compile_seconds = time.perf_counter() - start
@@ -340,6 +340,8 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
+    numerics.fix()
+    numerics.start()
     jax.config.update("jax_default_matmul_precision", "highest" if config.dtype == ("float32",) else None)
     if config.smoke:
         jax.config.update("jax_disable_most_optimizations", True)

@@ -6,7 +6,8 @@
     python -m experiments.evaluate --samples=folder:theirs,folder:ours --dataset=folder:real
 
 Features are those of a classifier trained on the real set, unless --features says otherwise; figures in different
-features, or of different numbers of samples, do not compare. --repeats=5 gives intervals, over samples of five seeds.
+features, or of different numbers of samples, do not compare. --repeats=5 gives intervals, over samples of five seeds;
+of runs that differ in their seed alone, a line more has intervals over these.
 """
 
 import contextlib
@@ -16,15 +17,29 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 from experiments import generate
-from jaxgan import classes, data, files, flags, folders, hosts, loop, memory, report, sources, trained
+from jaxgan import (
+    classes,
+    data,
+    files,
+    flags,
+    folders,
+    hosts,
+    lastwords,
+    loop,
+    memory,
+    numerics,
+    report,
+    sources,
+    trained,
+)
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -37,6 +52,7 @@ from jaxgan.metrics.reference import Reference, reference
 OWN = ("cas", "modes", "parzen", "ppl")
 CHOICES = (*measure.METRICS, *OWN)
 OF_CLASSES = ("accuracy", "cas")  # which compare what was asked for with what the real classes are
+EVERY = tuple(name for name in CHOICES if name != "frechet")  # which is another name of fid
 # Flags of a run that its real images depend on.
 DATA = ("dataset", "split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images")
 PATHS = 2048  # of perceptual path length
@@ -44,8 +60,38 @@ TESTED = 10_000  # test images, at most
 SHOWN = 32  # samples beside their nearest real image
 
 
+# Flags in which runs that differ in their seed alone may differ.
+LOOSE = {field.name for field in dataclasses.fields(Common) if field.metadata["resumable"]} - {"steps"} | {"seed"}
+
+
+def _asked(*names: str) -> Callable[[Any], bool]:
+    return lambda c: bool({"all", *names} & set(c.metrics))
+
+
+def _folders(c: Any) -> bool:
+    return bool(c.run) or any(name.startswith("folder:") for name in (c.dataset, *c.samples))
+
+
+INCEPTION = flags.Need(lambda c: c.features == "inception", "without --features=inception")
+NEEDS = {
+    "test_split": flags.Need(_asked("cas", "parzen"), "without --metrics=cas or parzen"),
+    "features": flags.Need(
+        lambda c: c.out or _asked("ppl", *measure.METRICS)(c), "without a metric of features, for example --metrics=fid"
+    ),
+    "reference_images": flags.Need(
+        lambda c: c.out or _asked(*measure.METRICS)(c), "without a metric of features, for example --metrics=fid"
+    ),
+    "inception_weights": INCEPTION,
+    "resize": INCEPTION,
+    "skip_bad_images": flags.Need(_folders, "without images of folder:DIR"),
+    "allow_code": flags.Need(lambda c: c.run, "without --run"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
+    needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
+
     run: tuple[str, ...] = option((), "directories of runs to sample from")
     samples: tuple[str, ...] = option((), "sets of images in place of runs: folder:DIR, npz:FILE, idx:DIR or a name")
     dataset: str = option("", "the real images; empty: those that the run was trained on")
@@ -180,7 +226,7 @@ def of_run(config: Config, run: str) -> tuple[Subject, dict[str, Any]]:
                 asked = np.argsort(places)[judge.classes(real, config.num)]
         labels, start = gan.labels(asked, config.num), 0
         images = np.empty((config.num, *gan.generator.shape), np.uint8)
-        for part in gan.batches(gan.latents(jax.random.key(seed), config.num), labels):
+        for part in gan.batches(gan.latents(numerics.key(seed), config.num), labels):
             images[start : start + len(part)] = to_uint8(part)
             start += len(part)
         return Samples(images, labels)
@@ -328,7 +374,7 @@ def likelihood(real: Real, samples: Samples, subject: Subject, seed: int) -> dic
 def path_length(real: Real, samples: Samples, subject: Subject, seed: int) -> dict[str, float]:
     if subject.gan is None:
         raise InputError("metric 'ppl' needs a generator: --run")
-    gan, keys = subject.gan.precise, jax.random.split(jax.random.key(seed), 3)
+    gan, keys = subject.gan.precise, jax.random.split(numerics.key(seed), 3)
     params = jax.device_put(real.network.params)
 
     def features(z: jax.Array) -> np.ndarray:
@@ -348,7 +394,7 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
     """The figures of each repeat."""
     check_pair(subject, real)
     everything, rows = "all" in config.metrics, []
-    metrics: Sequence[str] = CHOICES if everything else config.metrics
+    metrics: Sequence[str] = EVERY if everything else config.metrics
     places = None
     try:
         places = class_table(subject.name, subject.classes, real.source)
@@ -365,6 +411,9 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
         samples = subject.draw(seed, real.source)
         samples = samples._replace(labels=None if places is None or samples.labels is None else places[samples.labels])
         seen = embed.embed(real.network, [samples.images], devices)
+        few = measure.few_samples(*seen.features.shape) if {"fid", "frechet", "all"} & set(config.metrics) else ""
+        if few and seed == config.seed:
+            hosts.tell(f"{subject.name}: {few}", sys.stderr)
         comparison = measure.Comparison(real.network, real.reference, seen, samples.labels, seed)
         row: dict[str, float] = {"samples": len(samples.images)}
         for name in metrics:
@@ -417,6 +466,24 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     )
 
 
+def over_seeds(runs: Mapping[str, Mapping[str, Any]], rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Of runs that differ in their seed alone: {group: {"runs", "figures": the mean of each run's repeats}}.
+
+    runs: the stored config of each. rows: the figures of each of its repeats.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in rows.keys() & runs.keys():
+        own = {flag: value for flag, value in sorted(runs[name].items()) if flag not in LOOSE}
+        groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(name)
+    found = {}
+    for names in groups.values():
+        names = [name for name in rows if name in names]
+        if len(names) > 1 and len({runs[name].get("seed") for name in names}) == len(names):
+            means = [{key: float(np.mean([row[key] for row in rows[name]])) for key in rows[name][0]} for name in names]
+            found[f"{len(names)} seeds, {names[0]} ..."] = {"runs": names, "figures": means}
+    return found
+
+
 def main(config: Config) -> None:
     loop.setup(Common(num_hosts=1))
     check(config)
@@ -429,10 +496,11 @@ def main(config: Config) -> None:
     try:
         for subject, stored in subjects:
             seen_as = json.dumps([stored.get(flag) for flag in (*DATA, "classes", "class_names")])
-            if seen_as not in kept:
-                kept = {seen_as: real_images(config, stored, devices)}
-            real = kept[seen_as]
-            rows[subject.name] = evaluate(config, subject, real, devices)
+            with lastwords.patience(f"measuring {subject.name}; of a data set the first time takes longest"):
+                if seen_as not in kept:
+                    kept = {seen_as: real_images(config, stored, devices)}
+                real = kept[seen_as]
+                rows[subject.name] = evaluate(config, subject, real, devices)
             about[subject.name] = {
                 "real": real.source.name,
                 "real_images": real.reference.total,
@@ -442,13 +510,14 @@ def main(config: Config) -> None:
             }
     finally:
         if rows:  # also of those before one that could not be measured
+            seeds = over_seeds({subject.name: stored for subject, stored in subjects if stored}, rows)
             try:
                 if config.out:
-                    results = {"config": dataclasses.asdict(config), "results": about}
+                    results = {"config": dataclasses.asdict(config), "results": about, "seeds": seeds}
                     with writing(config):
                         files.write(epath.Path(config.out).expanduser(), json.dumps(results, indent=1) + "\n")
             finally:  # hours of figures are not lost where one of the two ways to keep them fails
-                print(table(rows))
+                print(table(rows | {name: found["figures"] for name, found in seeds.items()}))
             if config.out:
                 print(f"wrote {config.out}, and samples beside their nearest real images as PNG")
 

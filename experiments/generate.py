@@ -16,9 +16,9 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ import tqdm
 from etils import epath
 from PIL import Image
 
-from jaxgan import classes, files, flags, folders, loop, memory, report, trained, workdir
+from jaxgan import classes, files, flags, folders, loop, memory, numerics, report, trained, workdir
 from jaxgan.config import Common
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -41,8 +41,13 @@ CLEAR = 255  # the place in the palette of a GIF that is transparent
 OPAQUE = 128  # the least alpha of what is not transparent in a GIF, which has no degrees
 
 
+NEEDS = {"frames": flags.Need(lambda c: c.out.lower().endswith(".gif"), "without --out=NAME.gif, an animation")}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
+    needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
+
     run: str = option("", "directory of the run")
     out: str = option("", "what to write: a grid.png, arrays.npz, an animated walk.gif, or a folder of PNGs")
     num: int = option(64, "images, or tiles of an animation")
@@ -78,7 +83,7 @@ def main(config: Config) -> None:
         )
     chosen = classes.resolve(config.classes, names, count, config.run) or tuple(range(count))
     label = gan.labels(np.resize(chosen, config.num) if chosen else None, config.num)
-    key = jax.random.key(config.seed)
+    key = numerics.key(config.seed)
     try:
         if ending == ".gif":
             stops = gan.latents(key, STOPS * config.num).reshape(STOPS, config.num, -1)
@@ -107,8 +112,11 @@ def check(config: Config) -> dict[str, Any]:
     for name, least in {"num": 1, "frames": 2}.items():
         if getattr(config, name) < least:
             raise InputError(f"--{name}={getattr(config, name)}: expected at least {least}")
-    if config.truncation is not None and config.truncation <= 0:
-        raise InputError(f"--truncation={config.truncation}: expected a number above 0, the largest |z|")
+    if config.truncation is not None and config.truncation < 0:
+        raise InputError(
+            f"--truncation={config.truncation}: expected a number above 0, the largest |z|, or ψ of a style generator, "
+            "of which 0 is the mean image"
+        )
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
     return flags.read(files.reach(config.run))["config"]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, loop, mmd, parallel, report, schedule, sources
+from jaxgan import adversarial, data, flags, loop, mmd, numerics, parallel, report, schedule, sources
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -122,7 +122,9 @@ def load(config: Config) -> Images:
     def read(split: str) -> data.Source:
         cache = loop.cache_dir() / "decoded"
         chosen = {name: getattr(config, name) for name in options}
-        return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **chosen)
+        return data.load(
+            config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **chosen
+        )
 
     source = read(config.split)
     if source.num_examples < 12:
@@ -271,7 +273,7 @@ def train_generator(config: Config, game: Game, generator: Generator, images: Im
 
     def samples(state: State, key: int, n: int) -> np.ndarray:
         gen = state.players["gen"]
-        return Trained.of(generator, gen.averaged, gen.variables).sample(jax.random.key(key), n)
+        return Trained.of(generator, gen.averaged, gen.variables).sample(numerics.key(key), n)
 
     def sample(state: State) -> np.ndarray:
         return report.grid(samples(state, config.seed, 64))
@@ -317,7 +319,7 @@ def describe(config: Config, images: Images, model: Autoencoder, generator: Gene
     if config.space == "codes":
         counted = {"autoencoder": (model, (1, h, w, c))} | counted
     for name, (module, shape) in counted.items():
-        params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape))
+        params = jax.eval_shape(module.init, numerics.key(0), jnp.zeros(shape))
         print(f"{name:12} {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
     if config.space == "codes":
         print(

@@ -33,6 +33,7 @@ from jaxgan import (
     loop,
     losses,
     models,
+    numerics,
     parallel,
     pathlength,
     penalties,
@@ -329,6 +330,7 @@ def whole(config: Config, split: str) -> data.Source:
         channels=config.channels,
         cache=loop.cache_dir() / "decoded",
         skip_bad=config.skip_bad_images,
+        prepare=not config.dry_run,
     )
 
 
@@ -395,7 +397,7 @@ def train(
     game = change(make_game(config, pair))
 
     def sample(state: State) -> np.ndarray:
-        return report.grid(trained(pair, state).sample(jax.random.key(config.seed), 64))
+        return report.grid(trained(pair, state).sample(numerics.key(config.seed), 64))
 
     def diagnosis() -> Diagnosis:
         return Diagnosis.of(pair, source, held, game=game, seed=config.seed)
@@ -418,7 +420,7 @@ def train(
 
 def describe(config: Config, source: data.Source, game: Game, example: dict, devices: list) -> None:
     """What --dry_run prints."""
-    state = jax.eval_shape(game.init, jax.random.key(0), example)
+    state = jax.eval_shape(game.init, numerics.key(0), example)
     h, w, c = source.shape
     of = classes.line(source.class_names, source.num_classes)
     lines = [f"data     {source.name}: {source.num_examples:,} images of {h}x{w}x{c}, {of}"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxgan import parallel
+from jaxgan.config import NEEDS as COMMON
 from jaxgan.config import check_decays, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import Need, written
@@ -23,7 +24,7 @@ MOVING = Need(
     lambda c: any(len(getattr(c, name)) > 1 for name in SCHEDULES),
     "without a start,end pair, for example --learning_rate=2e-4,5e-5",
 )
-NEEDS = {
+NEEDS = COMMON | {
     "diagnose": Need(lambda c: c.eval_every > 0, "without --eval_every, the steps between diagnoses"),
     "features": Need(
         lambda c: any(name in METRICS for name in c.metrics),

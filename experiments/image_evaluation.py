@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from jaxgan import data, files, flags, hosts, loop, memory
+from jaxgan import data, files, flags, hosts, loop, memory, numerics
 from jaxgan.errors import InputError, unknown
 from jaxgan.game import State
 from jaxgan.metrics import coverage, embed, measure
@@ -103,6 +103,7 @@ def best(config: Any) -> str | None:
     if not (config.eval_every and config.metrics):
         return None
     sign, colon, name = (BEST[config.metrics[0]] or "").rpartition(":")
+    name = measure.frechet_name(config.features) if name == "fid" else name
     return f"{sign}{colon}eval/{name}"
 
 
@@ -147,17 +148,24 @@ def evaluation(
     def real() -> Reference:
         return reference(network(), source, 0, cache, own)
 
+    @functools.cache  # said once
+    def warn(samples: int, dimensions: int) -> None:
+        if few := measure.few_samples(samples, dimensions):
+            hosts.tell(f"--eval_samples={samples}: {few}", sys.stderr)
+
     diagnosed = functools.cache(diagnosis) if diagnosis else None
 
     def evaluate(state: State) -> dict[str, float]:
         scores: dict[str, float] = {}
         if config.metrics:
             labels = classes() if config.conditional else None
-            images = sampler(state).sample(jax.random.key(config.seed + 1), config.eval_samples, labels)
+            images = sampler(state).sample(numerics.key(config.seed + 1), config.eval_samples, labels)
             scores |= judge()(images) if "distance" in config.metrics else {}
             scores |= modes()(images) if "modes" in config.metrics else {}
             if others:
                 seen = embed.embed(network(), [images], own)
+                if {"fid", "frechet"} & set(others):
+                    warn(*seen.features.shape)
                 scores |= measure.measure(others, real(), seen, network(), labels)
         return scores | (diagnosed()(state) if diagnosed else {})
 

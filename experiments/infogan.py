@@ -35,6 +35,7 @@ from jaxgan import (
     lookup,
     loop,
     losses,
+    numerics,
     parallel,
     penalties,
     report,
@@ -141,7 +142,9 @@ def load(config: Config, split: str) -> data.Source:
     chosen: tuple[str, ...] = ("data_dir", "manual_dir", "size", "crop", "channels")
     given = {name: getattr(config, name) for name in chosen}
     cache = loop.cache_dir() / "decoded"
-    return data.load(config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, **given)
+    return data.load(
+        config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **given
+    )
 
 
 def make_pair(config: Config, shape: tuple[int, int, int]) -> adversarial.Pair:
@@ -191,7 +194,7 @@ class Samples(NamedTuple):
 def sampled(pair: adversarial.Pair, state: State, seed: int, n: int) -> Samples:
     gen = state.players["gen"]
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-    z = gan.latents(jax.random.key(seed), n)
+    z = gan.latents(numerics.key(seed), n)
     return Samples(gan.images(z), np.asarray(pair.generator.codes(z)))
 
 
@@ -264,7 +267,7 @@ def drawn(pair: adversarial.Pair, state: State, seed: int, order: list[int] | No
     """A picture of the codes: for each number, categories down, that number from -2 to 2 across, one noise for all."""
     gen, k, c = state.players["gen"], pair.generator.categorical, pair.generator.continuous
     gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-    noise = np.asarray(pair.generator.codes(gan.latents(jax.random.key(seed), 1)))[0, k + c :]
+    noise = np.asarray(pair.generator.codes(gan.latents(numerics.key(seed), 1)))[0, k + c :]
     rows = order if order is not None else list(range(max(k, 1)))
     panels = []
     for number in range(max(c, 1)):
@@ -347,7 +350,7 @@ def main(config: Config) -> None:
     if source.num_classes > 1 and categories(config):
         judge.check(source)
     if config.dry_run:
-        made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
+        made = jax.eval_shape(make_game(config, pair).init, numerics.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
         of = classes.line(source.class_names, source.num_classes)
         print(

@@ -17,14 +17,13 @@ import re
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from experiments import evaluate, generate, interpret_views
 from experiments.interpret_views import Subject, Views
 from jaxgan import classes as class_lists
-from jaxgan import critic, files, flags, hosts, images, loop, page, sources, trained
+from jaxgan import critic, files, flags, hosts, images, loop, numerics, page, sources, trained
 from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import option
@@ -143,7 +142,7 @@ def load(config: Config) -> Subject:
 
 def check_layer(config: Config, subject: Subject) -> str:
     """The layer to ablate: that of --layer, or one from the middle of those that can be; "" if there are none."""
-    dimension = subject.space.points(jax.random.key(config.seed), 1, subject.labels(1)).shape[1]
+    dimension = subject.space.points(numerics.key(config.seed), 1, subject.labels(1)).shape[1]
     found = dissection.layers(subject.space, dimension, 0 if subject.classes else None)
     if config.layer and config.layer not in found:
         raise unknown("layer", config.layer, found)

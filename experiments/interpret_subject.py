@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgan import loop, report
+from jaxgan import loop, numerics, report
 from jaxgan.critic import Critic
 from jaxgan.images import to_uint8
 from jaxgan.interpret import directions
@@ -57,7 +57,7 @@ class Views:
 
     @functools.cached_property
     def key(self) -> jax.Array:
-        return jax.random.key(self.config.seed)
+        return numerics.key(self.config.seed)
 
     @functools.cached_property
     def points(self) -> np.ndarray:

@@ -22,6 +22,7 @@ SPACES = {
 }
 WALKED = f"from {STEPS[0]:.0f} to {STEPS[-1]:.0f} standard deviations"
 RANKED = 4  # samples by which the effective rank is averaged
+LATENTS, MOST_CLASSES = 4, 16  # rows and columns of the picture of the same latents in every class, at most
 FEW = 2000  # samples behind the principal components, at most
 
 Found = tuple[Section, dict[str, Any]]
@@ -48,9 +49,20 @@ def overview(views: Views) -> Found:
     n = min(32, len(views.images))
     shown = Picture("samples", report.grid(views.images[:n], columns=8), f"The first {n} samples.", "a grid of samples")
     missing = "; ".join(views.subject.missing.values())
-    return Section("Samples", "What the generator makes, unselected.", [shown], note=missing), {
+    pictures = [shown, *([by_class(views)] if views.subject.classes > 1 else [])]
+    return Section("Samples", "What the generator makes, unselected.", pictures, note=missing), {
         "parameters": _count(views)
     }
+
+
+def by_class(views: Views) -> Picture:
+    """The same latents in every class: what a class changes, and what it leaves as it is."""
+    k, n = min(views.subject.classes, MOST_CLASSES), LATENTS
+    z = views.space.gan.latents(views.key, n)
+    images = views.space.gan.images(jnp.repeat(z, k, axis=0), np.tile(np.arange(k), n))
+    names = views.subject.source.class_names[:k] if views.subject.source is not None else ()
+    text = f"The same {n} latents, one a row, in the classes {', '.join(names or map(str, range(k)))}, one a column."
+    return Picture("classes", report.grid(images, columns=k), text, "the same latents in every class")
 
 
 def _count(views: Views) -> int:

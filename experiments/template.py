@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgan import adversarial, data, flags, lookup, loop, losses, models, parallel, penalties, report
+from jaxgan import adversarial, data, flags, lookup, loop, losses, models, numerics, parallel, penalties, report
 from jaxgan.config import Common, check_least
 from jaxgan.flags import option
 from jaxgan.game import State
@@ -62,7 +62,9 @@ def main(config: Config) -> None:
     chosen: tuple[str, ...] = ("split", "data_dir", "manual_dir", "size", "crop", "channels")
     cache = loop.cache_dir() / "decoded"
     given = {name: getattr(config, name) for name in chosen}
-    source = data.load(config.dataset, cache=cache, skip_bad=config.skip_bad_images, **given)
+    source = data.load(
+        config.dataset, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **given
+    )
     home, dtype = lookup.module("model", config.model, models, ("Generator", "Discriminator")), jnp.dtype(config.dtype)
     pair = adversarial.Pair(
         Generator(source.shape, width=config.width, dtype=dtype),
@@ -86,7 +88,7 @@ def main(config: Config) -> None:
     def sample(state: State) -> np.ndarray:
         gen = state.players["gen"]
         gan = Trained.of(pair.generator, gen.averaged, gen.variables)
-        return report.grid(gan.sample(jax.random.key(config.seed), 64))
+        return report.grid(gan.sample(numerics.key(config.seed), 64))
 
     options: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
     feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from PIL import Image
 
-from jaxgan import adversarial, files, flags, hosts, loop, losses, penalties, report, schedule, workdir
+from jaxgan import adversarial, files, flags, hosts, loop, losses, numerics, penalties, report, schedule, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -180,8 +180,8 @@ def train(config: Config, mixture: Mixture, method: Method) -> tuple[np.ndarray,
 
     def draw(key: jax.Array) -> dict[str, jax.Array]:
         mode_key, noise_key = jax.random.split(key)
-        mode = jax.random.randint(mode_key, rows.shape, 0, len(centres))
-        noise = mixture.sigma / extent * jax.random.normal(noise_key, (*rows.shape, 2))
+        mode = jax.random.randint(mode_key, rows.shape, 0, len(centres), jnp.int32)
+        noise = mixture.sigma / extent * jax.random.normal(noise_key, (*rows.shape, 2), jnp.float32)
         return {"image": centres[mode] + noise, "row": rows}
 
     def step(state: State, _: Any) -> tuple[State, None]:
@@ -194,12 +194,12 @@ def train(config: Config, mixture: Mixture, method: Method) -> tuple[np.ndarray,
 
     @functools.partial(jax.jit, static_argnums=1)
     def sample(state: State, n: int) -> jax.Array:
-        z = jax.random.normal(jax.random.key(config.seed), (n, pair.generator.latent))
+        z = jax.random.normal(numerics.key(config.seed), (n, pair.generator.latent), jnp.float32)
         points: Any = jax.vmap(lambda p: pair.generator.apply({"params": p}, z))(state.players["gen"].params)
         return extent * points
 
     example = {"image": jnp.zeros((1, 2)), "row": jnp.arange(1)}
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
+    keys = jax.vmap(numerics.key)(jnp.arange(config.seed, config.seed + config.seeds))
     state = jax.jit(jax.vmap(lambda key: game.init(key, example)))(keys)
     start = time.monotonic()
     shown, done, steps = [np.asarray(sample(state, SHOWN))[0]], 0, steps_of(config, method)

@@ -27,7 +27,7 @@ from experiments.image_evaluation import with_features
 from experiments.transfer_images import chosen
 from experiments.transfer_methods import METHODS, Method, Origin, Target
 from experiments.transfer_methods import Config as Run
-from jaxgan import data, files, flags, loop, parallel, report, sources, workdir
+from jaxgan import data, files, flags, loop, numerics, parallel, report, sources, workdir
 from jaxgan.config import Common, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import option
@@ -256,7 +256,7 @@ def play(
     """Trains, or goes on, or finds it done. started_from: the source's classes (`transfer_methods.method`, like)."""
 
     def sampled(state: State, key: int, n: int) -> np.ndarray:
-        return image.trained(method.pair, state).sample(jax.random.key(key), n)
+        return image.trained(method.pair, state).sample(numerics.key(key), n)
 
     pair = method.pair
     names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror", "dequantize")
@@ -369,9 +369,9 @@ def main(config: Config) -> None:
     if first:
         print(f"classes  start from those of the source: {','.join(map(str, first))}")
     distance, about = transfer_images.measurer(config, images, planned[0].conditional)
-    state = jax.jit(tuned.game.init)(jax.random.key(config.seed), transfer_methods.example_of(target))
+    state = jax.jit(tuned.game.init)(numerics.key(config.seed), transfer_methods.example_of(target))
     start = image.trained(tuned.pair, tuned.begin_from(state))
-    about["source"] = distance(start.sample(jax.random.key(config.seed + 1), config.eval_samples))
+    about["source"] = distance(start.sample(numerics.key(config.seed + 1), config.eval_samples))
     for run in planned:
         begun = start_of(run.num_images, run.seed)
         made = transfer_methods.method(origin, run, target, begun)

@@ -27,6 +27,7 @@ from jaxgan import (
     layerwise,
     lookup,
     models,
+    numerics,
     schedule,
 )
 from jaxgan.errors import InputError
@@ -160,7 +161,7 @@ def nearest(run: epath.PathLike, step: int | None, allow: bool, source: data.Sou
         seen = features(images)
     except InputError as error:  # a discriminator of no dense layer
         raise InputError(f"{error}; name them with --from_classes") from None
-    made = features(gan.sample(jax.random.key(0), SAMPLES * k)).reshape(SAMPLES, k, -1).mean(0)
+    made = features(gan.sample(numerics.key(0), SAMPLES * k)).reshape(SAMPLES, k, -1).mean(0)
     wanted = [seen[label == j].mean(0) if np.any(label == j) else seen.mean(0) for j in range(source.num_classes)]
     return tuple(int(np.argmin(np.sum(np.square(made - x), -1))) for x in wanted)
 
@@ -187,7 +188,7 @@ def method(origin: Origin, config: Config, target: Target, like: tuple[int, ...]
     began = functools.partial(transplanted, origin, (pair.generator.shape[2], pair.generator.num_classes), like)
     told: dict[str, str] = {}
     if origin.players is not None:
-        state = jax.eval_shape(game.init, jax.random.key(0), example_of(target))
+        state = jax.eval_shape(game.init, numerics.key(0), example_of(target))
         players = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state.players)
         told = began(players)[1]
     return Method(pair, game, discriminator, lambda state: state.replace(players=began(state.players)[0]), told)
@@ -236,7 +237,7 @@ def with_optimizer(game: Game, player: str, optimizer: Optimizer) -> Game:
 def freezing(game: Game, pair: adversarial.Pair, layers: int, target: Target) -> Optimizer:
     """The discriminator's optimizer, under which its lowest layers stand still (arXiv:2002.10964, section 3)."""
     batch = example_of(target, pair.pack)
-    params, variables = jax.eval_shape(pair.init_discriminator, jax.random.key(0), batch)
+    params, variables = jax.eval_shape(pair.init_discriminator, numerics.key(0), batch)
     seen = jax.ShapeDtypeStruct((1, *pair.discriminator.shape), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32) if pair.conditional and not pair.auxiliary else None
     depths = layerwise.depths(pair.discriminator, {"params": params, **variables}, seen, label)
@@ -273,7 +274,7 @@ def mining(game: Game, images: int) -> Optimizer:
     """The generator's optimizer: for so many images the miner alone moves, then all do (arXiv:1912.05270, 4.1)."""
     inner: Any = game.players["gen"].optimizer
     batch = {"image": np.zeros((1, 1, 1, 1), np.float32), "label": np.zeros(1, np.int32), "row": np.arange(1)}
-    params, _ = jax.eval_shape(game.players["gen"].init, jax.random.key(0), batch)
+    params, _ = jax.eval_shape(game.players["gen"].init, numerics.key(0), batch)
     parts = {name: "miner" if name == "miner" else "generator" for name in params}
 
     def optimizer(seen: jax.Array) -> optax.GradientTransformation:
@@ -301,7 +302,7 @@ def corresponding(config: Config, pair: adversarial.Pair, target: Target) -> Gam
     """CDC: whole images are judged about the anchors, patches elsewhere, and distances are those of a player "source",
     who stands still (arXiv:2104.06820, eq. 4 to 6)."""
     batch = example_of(target, pair.pack)
-    params, variables = jax.eval_shape(pair.init_discriminator, jax.random.key(0), batch)
+    params, variables = jax.eval_shape(pair.init_discriminator, numerics.key(0), batch)
     seen = jax.ShapeDtypeStruct((1, *pair.discriminator.shape), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32) if pair.conditional and not pair.auxiliary else None
     layer = correspondence.patch_layer(pair.discriminator, {"params": params, **variables}, seen, label)

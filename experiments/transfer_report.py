@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from etils import epath
 
 from experiments.transfer_images import Images, chosen
-from jaxgan import chart, classes, data, files, report, trained
+from jaxgan import chart, classes, data, files, numerics, report, trained
 from jaxgan.metrics import classify
 from jaxgan.report import METRICS
 
@@ -124,7 +123,7 @@ def draw(curves: Sequence[Curve], levels: dict[str, Any]) -> np.ndarray:
 def pictures(planned: Sequence[Any], source: Any, images: Images) -> np.ndarray:
     """Rows of images: samples of the source; for each number of images, with the first seed, some of them, and samples
     of each method at its best step. All samples are of the same latents."""
-    names, rows = ["source"], [source.sample(jax.random.key(0), SHOWN)]
+    names, rows = ["source"], [source.sample(numerics.key(0), SHOWN)]
     first = min(run.seed for run in planned)
     for n in dict.fromkeys(run.num_images for run in planned):
         real = chosen(images.train, n, first)
@@ -137,7 +136,7 @@ def pictures(planned: Sequence[Any], source: Any, images: Images) -> np.ndarray:
             if (run.num_images, run.seed) == (n, first):
                 gan = trained.load(directory(run), step=best_step(run), allow=True)
                 names.append(run.method)
-                rows.append(gan.sample(jax.random.key(0), SHOWN))
+                rows.append(gan.sample(numerics.key(0), SHOWN))
     return chart.beside(report.on_white(report.grid(np.concatenate(rows), columns=SHOWN)), names)
 
 

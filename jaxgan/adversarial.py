@@ -39,7 +39,7 @@ def image_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
 
 def latents(key: jax.Array, rows: jax.Array, dimension: int) -> jax.Array:
     """z ~ N(0, I): (b, dimension), each row drawn from its image's own key."""
-    return jax.vmap(lambda k: jax.random.normal(k, (dimension,)))(image_keys(key, rows))
+    return jax.vmap(lambda k: jax.random.normal(k, (dimension,), jnp.float32))(image_keys(key, rows))
 
 
 def truncated(z: jax.Array, bound: jax.Array | float) -> jax.Array:
@@ -115,7 +115,7 @@ class Pair:
             if self.augment is not None:
                 images = self.augment.apply(image_keys(aug_key, rows), images, self.probability(variables, state))
             if callable(self.noise) or self.noise:
-                normal = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))
+                normal = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], jnp.float32))
                 images = images + at(self.noise, state.seen) * normal(image_keys(instance_key, rows))
             images = packed(images, self.pack)
             return _apply(self.discriminator, params, variables, noise_key, batch, images, label, remat=self.remat)

@@ -103,16 +103,16 @@ def draw_simple(
 ) -> Simple:
     """The parameters of DiffAugment for an image of `shape` (h, w)."""
     color_key, shift_key, corner_key = jax.random.split(key, 3)
-    on, brightness, saturation, contrast = jax.random.uniform(color_key, (4,))
+    on, brightness, saturation, contrast = jax.random.uniform(color_key, (4,), jnp.float32)
     reach, size = (np.array([pixels(fraction, n) for n in shape]) for fraction in (translation, cutout))
     # The centre of the square lies anywhere in the image, borders included, so that less of it may be cut out.
-    centre = jax.random.randint(corner_key, (2,), 0, np.array(shape) + 1 - size % 2)
+    centre = jax.random.randint(corner_key, (2,), 0, np.array(shape) + 1 - size % 2, jnp.int32)
     return Simple(
         on=on < p,
         brightness=brightness - 0.5,
         saturation=2 * saturation,
         contrast=contrast + 0.5,
-        shift=jax.random.randint(shift_key, (2,), -reach, reach + 1),
+        shift=jax.random.randint(shift_key, (2,), -reach, reach + 1, jnp.int32),
         corner=centre - size // 2,
     )
 
@@ -222,9 +222,9 @@ def draw(key: jax.Array, p: jax.Array | float, strengths: Strengths) -> Draws:
     """The parameters of ADA: each transformation is tossed for by itself, and neutral when it loses."""
     coin_key, uniform_key, normal_key, noise_key = jax.random.split(key, 4)
     # One call for all draws of a kind: each call compiles a hash function of its own.
-    coins = iter(jax.random.uniform(coin_key, (19,)))
-    u = jax.random.uniform(uniform_key, (10,))
-    z = jax.random.normal(normal_key, (12,))
+    coins = iter(jax.random.uniform(coin_key, (19,), jnp.float32))
+    u = jax.random.uniform(uniform_key, (10,), jnp.float32)
+    z = jax.random.normal(normal_key, (12,), jnp.float32)
 
     def some(chance: jax.Array | float, drawn: jax.Array | float, neutral: float) -> jax.Array:
         return jnp.where(next(coins) < chance, drawn, neutral)
@@ -322,7 +322,7 @@ def transform(images: jax.Array, draws: Draws, strengths: Strengths) -> jax.Arra
     if strengths.imgfilter:
         images = equalize(images, draws.bands)
     if strengths.noise:
-        normal = jax.vmap(lambda key: jax.random.normal(key, (h, w, c)))(draws.noise_key)
+        normal = jax.vmap(lambda key: jax.random.normal(key, (h, w, c), jnp.float32))(draws.noise_key)
         images = images + draws.noise[:, None, None, None] * normal
     if strengths.cutout:
         images = jax.vmap(erase)(images, draws.cutout, draws.centre)

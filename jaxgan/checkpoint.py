@@ -29,6 +29,7 @@ from etils import epath
 from jaxgan import files, hosts, lastwords, leaves, memory, quiet, shelf
 from jaxgan.errors import Ending, InputError, StorageFault
 
+RENAMED = {"eval/frechet": "eval/fid"}  # metrics by the names under which older runs stored them
 LARGEST = 2**26  # bytes of a table, which is read as a whole
 
 Added = Mapping[str, Callable[[tuple[int, ...]], np.ndarray]]  # prefix of leaves' names -> (shape -> array)
@@ -268,7 +269,10 @@ class Checkpoints:
 
     def _best_of(self, steps: list[int]) -> int | None:
         metrics = {step: describe(self._directory, step)["metrics"] for step in steps} if self._best else {}
-        ranked = [(self._sign * found[self._best], -step) for step, found in metrics.items() if self._best in found]
+        values = {
+            step: found.get(self._best, found.get(RENAMED.get(self._best, ""))) for step, found in metrics.items()
+        }
+        ranked = [(self._sign * value, -step) for step, value in values.items() if value is not None]
         return -min(ranked)[1] if ranked else None
 
 
@@ -346,6 +350,14 @@ def _newest(
         try:
             return candidate, _load(directory / str(candidate), expected, added or {})
         except _Damaged as error:
+            if (now := shelf.steps(directory)) != steps:  # a run beside this replaced it, and it was half gone
+                if step is None:
+                    return _newest(directory, step, expected, damaged)
+                if step not in now:
+                    raise InputError(
+                        f"the checkpoint of step {step} in {os.fspath(directory)!r} was removed while it was read, by "
+                        f"the run itself (--keep); there are {now or 'none'}"
+                    ) from None
             reason = f"checkpoint {os.fspath(directory / str(candidate))!r} is damaged ({error})"
             if candidate == candidates[-1]:
                 hint = "" if step is not None else "; there is no older one that is whole"

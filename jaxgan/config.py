@@ -5,14 +5,18 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxgan.errors import InputError
-from jaxgan.flags import option, written
+from jaxgan.flags import Need, option, written
+
+NEEDS = {"rollbacks": Need(lambda c: c.on_nonfinite == "rollback", "without --on_nonfinite=rollback")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Common:
+    needs: ClassVar[Mapping[str, Need]] = NEEDS
+
     workdir: str = option(
         "", "directory of the run; started again, the same command goes on where it stopped", resumable=True
     )

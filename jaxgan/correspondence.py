@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgan import layerwise
+from jaxgan import layerwise, numerics
 
 
 def distance_consistency(adapted: jax.Array, source: jax.Array) -> jax.Array:
@@ -58,8 +58,8 @@ class Anchored(nn.Module):
         nn.share_scope(self, self.generator)
 
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
-        centres = jax.random.normal(jax.random.key(self.seed), (self.anchors, z.shape[-1]))
-        chosen = jax.random.randint(self.make_rng("noise"), z.shape[:1], 0, self.anchors)
+        centres = jax.random.normal(numerics.key(self.seed), (self.anchors, z.shape[-1]), jnp.float32)
+        chosen = jax.random.randint(self.make_rng("noise"), z.shape[:1], 0, self.anchors, jnp.int32)
         return self.generator(centres[chosen] + self.radius * z, label, train)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, files, flags
+from jaxgan import checkpoint, files, flags, numerics
 from jaxgan.errors import InputError
 from jaxgan.regularisers import logit
 from jaxgan.trained import BATCH, build
@@ -41,6 +41,7 @@ def seen_by_last(module: nn.Module, variables: Any, images: jax.Array, *inputs: 
     return output, found[-1]
 
 
+@numerics.fixed()
 @functools.partial(jax.jit, static_argnums=0)
 def _judge(module: nn.Module, variables: Any, images: jax.Array, label: Any) -> tuple[jax.Array, jax.Array]:
     with jax.default_matmul_precision("highest"):

@@ -54,6 +54,7 @@ def load(
     cache_gb: float = 4.0,
     cache: epath.PathLike | None = None,
     skip_bad: bool = False,
+    prepare: bool = True,
 ) -> Source:
     """A source by name: `digits`, any TFDS name (`mnist`, `package/config`), `folder:DIR`, `npz:FILE` or `idx:DIR`.
 
@@ -62,6 +63,7 @@ def load(
     `channels` is 0 (as they are, but files with transparency on white), 1 (grey), 3 (colour) or 4 (RGBA).
     Decoded images stay in memory if all fit `cache_gb` and it;
     when all are there, they also go into a file of the folder `cache`, which the next start reads in place of decoding.
+    `prepare`: whether a TFDS data set that is not prepared yet is; else `Unprepared` says what would be.
     `skip_bad` leaves out the files of a folder that cannot be read, for which all are decoded here once.
     Raises InputError for whatever is missing, broken or ambiguous.
     """
@@ -92,7 +94,7 @@ def load(
     else:
         from jaxgan import prepared  # TFDS takes seconds to import
 
-        source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels)
+        source = prepared.load(name, split, data_dir, manual_dir, wanted, crop, channels, prepare)
     if source.nbytes > min(cache_gb * 2**30, memory.free()):
         return source
     file = None

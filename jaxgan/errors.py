@@ -20,6 +20,12 @@ class InputError(Ending, ValueError):
     code = 2
 
 
+class Unprepared(Ending):
+    """A dry run ends here: what follows depends on data that it would have to prepare. Nothing is wrong."""
+
+    code = 0
+
+
 class Diverged(Ending, ArithmeticError):
     """A loss or a weight is not finite."""
 

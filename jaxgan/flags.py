@@ -33,7 +33,7 @@ from absl import flags as absl_flags
 from etils import epath
 
 from jaxgan import files, lastwords
-from jaxgan.errors import Ending, InputError, Preempted, printable, unknown
+from jaxgan.errors import Ending, InputError, Preempted, Unprepared, printable, unknown
 
 Presets = Mapping[str, Mapping[str, Any]]
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
@@ -86,6 +86,7 @@ def parse(
         ) from None
     except (absl_flags.Error, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
+    _check_once(kinds, argv)
     preset = values["preset"].value
     if preset and preset not in rows:
         raise unknown("preset", preset, rows)
@@ -158,9 +159,24 @@ def _check_needs(config: Any, argv: Sequence[str]) -> None:
 
 
 def _begun(config: Any) -> bool:
+    workdir = getattr(config, "workdir", "")
     with contextlib.suppress(OSError):  # a name that no file can have
-        return bool(config.workdir) and (files.reach(config.workdir) / "config.json").exists()
+        return bool(workdir) and (files.reach(workdir) / "config.json").exists()
     return False
+
+
+def _check_once(kinds: Mapping[str, "_Kind"], argv: Sequence[str]) -> None:
+    """Raises InputError for a flag of several values that `argv` itself holds twice: the last alone would count.
+
+    Of a flag of one value the last counts, and what a flag file holds may be given again.
+    """
+    counted: set[str] = set()
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0] if argument.startswith("-") else ""
+        if name in kinds and kinds[name].many:
+            if name in counted:
+                raise InputError(f"--{name} is given twice; several values are one flag, with commas: --{name}=A,B")
+            counted.add(name)
 
 
 def main(
@@ -177,6 +193,8 @@ def main(
     try:
         run(parse(config_class, presets, sys.argv[1:] if argv is None else argv, doc))
         lastwords.show()
+    except Unprepared as ending:  # a dry run that has said all it can
+        lastwords.show(str(ending))
     except Ending as ending:
         prefix = "" if isinstance(ending, Preempted) else "error: "  # a run that stopped did as it was told
         lastwords.say(prefix + printable(" ".join(str(ending).split()))[:LONGEST], sys.stderr)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxgan import collectives
+from jaxgan import collectives, numerics
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -137,6 +137,7 @@ class Game:
         }
         return dataclasses.replace(self, players=players)
 
+    @numerics.fixed()
     def init(self, key: jax.Array, batch: Batch, extras: Tree = None) -> State:
         """The state before the first step. `batch` holds examples (b, ...) and serves for its shapes."""
         init_key, root = jax.random.split(key)
@@ -149,6 +150,7 @@ class Game:
             players[name] = PlayerState(params, variables, optimizer, ema)
         return State(jnp.int32(0), jnp.uint32(0), root, players, {} if extras is None else extras)
 
+    @numerics.fixed()
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """Plays every move once, on one device's share of the batch.
 

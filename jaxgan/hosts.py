@@ -24,6 +24,7 @@ import numpy as np
 from jaxgan import lastwords
 from jaxgan.errors import Diverged, Ending, HostLost, InputError, StorageFault
 
+WAIT = 3.0  # seconds for the other hosts, after which it is said that they are waited for
 LEAVE = 10  # seconds in which all hosts of a run end, once one has
 BLOCKS = (1 << 12, 1 << 24)  # bytes of a broadcast: what is said, and what a state is sent in; a program each
 # What XLA says in its own words when a peer closes its connection. What it says when one goes silent, it dies of.
@@ -49,11 +50,13 @@ def initialise(config: Any) -> None:
     }
     late = f"the hosts of this run did not all start in {config.host_timeout} s (--host_timeout); start all hosts again"
     lastwords.prepare(late)
-    if given:
-        reach(config, given)
-        jax.distributed.initialize(**given, cluster_detection_method="deactivate", **timeouts)
-    else:
-        jax.distributed.initialize(**timeouts)
+    waiting = f"waiting for the other hosts of this run, at most {config.host_timeout} s (--host_timeout)"
+    with lastwords.patience(waiting, after=WAIT, every=30.0):
+        if given:
+            reach(config, given)
+            jax.distributed.initialize(**given, cluster_detection_method="deactivate", **timeouts)
+        else:
+            jax.distributed.initialize(**timeouts)
     lastwords.expect(f"no sign of life in {config.host_timeout} s, or its connection closed")
     with together():
         same(config)

@@ -100,7 +100,7 @@ def warped(keys: jax.Array, images: jax.Array) -> jax.Array:
     y, x = (jnp.arange(n) - (n - 1) / 2 for n in (h, w))
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        turn, scale, shear, *shift = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
+        turn, scale, shear, *shift = jax.random.uniform(key, (5,), jnp.float32, minval=-1.0, maxval=1.0)
         zoom, (sin, cos) = jnp.exp(SCALE * scale), (jnp.sin(TURN * turn), jnp.cos(TURN * turn))
         along = x[None] + SHEAR * shear * y[:, None]
         rows = zoom * (cos * y[:, None] + sin * along) + SHIFT * h * shift[0] + (h - 1) / 2

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn
 
 from jaxgan.errors import HostLost, StorageFault
@@ -88,6 +88,29 @@ def say(text: str, stream: IO[str] | None = None) -> None:
         print(text, file=stream, flush=True)
     except OSError:
         mute(stream)
+
+
+@contextlib.contextmanager
+def patience(
+    text: str, say_it: Callable[[str], object] | None = None, after: float = 5.0, every: float = 60.0
+) -> Iterator[None]:
+    """Says on stderr what is being waited for, once it has taken `after` seconds, and again `every` so many."""
+    over, started = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        pause = after
+        while not over.wait(pause):
+            line = f"{text}: {time.monotonic() - started:.0f} s so far"
+            (say_it or (lambda line: say(line, sys.stderr)))(line)
+            pause = every
+
+    thread = threading.Thread(target=watch, name="patience", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def show(text: str = "") -> None:

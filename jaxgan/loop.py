@@ -17,7 +17,20 @@ from typing import Any
 
 import jax
 
-from jaxgan import checkpoint, classes, files, flags, hosts, memory, parallel, report, rollback, sources, workdir
+from jaxgan import (
+    checkpoint,
+    classes,
+    files,
+    flags,
+    hosts,
+    memory,
+    numerics,
+    parallel,
+    report,
+    rollback,
+    sources,
+    workdir,
+)
 from jaxgan.config import Common, check_numbers, kimg
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, InputError, printable
@@ -35,6 +48,7 @@ def setup(config: Common) -> None:
     """Process-wide settings, most of them of JAX, and the other hosts; before anything touches a device."""
     # Cameras write EXIF that is not quite right: a line for each, and nothing that pixels depend on.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    numerics.fix()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -43,6 +57,7 @@ def setup(config: Common) -> None:
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     hosts.initialise(config)
+    numerics.start()
 
 
 def run(
@@ -83,7 +98,7 @@ def run(
             # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
             quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             init = jax.jit(game.init, compiler_options=quick)
-            return parallel.replicate(begin_from(init(jax.random.key(config.seed), example)), devices)
+            return parallel.replicate(begin_from(init(numerics.key(config.seed), example)), devices)
 
         # Three things at once: the step compiles, the data are read, and the first state is made.
         compiling = program(0)
@@ -171,7 +186,7 @@ def check(config: Common) -> None:
 def shapes_of(game: Game, config: Common, example: Mapping[str, Any]) -> State:
     """Those of the first state. Raises InputError for networks of more numbers than there are addresses."""
     try:
-        state = jax.eval_shape(game.init, jax.random.key(config.seed), example)
+        state = jax.eval_shape(game.init, numerics.key(config.seed), example)
     except (OverflowError, MemoryError):
         state = None
     if state is None or sum(leaf.size for leaf in jax.tree.leaves(state)) > 2**40:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import collectives
+from jaxgan import collectives, numerics
 from jaxgan.errors import InputError
 from jaxgan.game import Game, State
 
@@ -30,7 +30,7 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
     def steps(state: State, resident: Any, feed: Any) -> tuple[State, dict[str, jax.Array]]:
         return lax.scan(lambda state, x: game.step(state, draw(resident, x)), state, feed)
 
-    return jax.pmap(
+    call = jax.pmap(
         steps,
         axis_name=collectives.AXIS,
         in_axes=(None, None, 0),
@@ -38,6 +38,22 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
         donate_argnums=0,
         devices=list(devices),
     )
+    return _Fixed(call)
+
+
+class _Fixed:
+    """A compiled call whose tracing and lowering do not depend on the environment either (`numerics`)."""
+
+    def __init__(self, call: Any):
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        with numerics.fixed():
+            return self._call(*arguments)
+
+    def lower(self, *shapes: Any) -> Any:
+        with numerics.fixed():
+            return self._call.lower(*shapes)
 
 
 def ahead(call: Any, *shapes: Any) -> Any:

@@ -43,7 +43,7 @@ def at_fake(key: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
 
 def between(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
     """ε x + (1 - ε) x̃, ε ~ U[0, 1] for each pair (arXiv:1704.00028, algorithm 1, line 6). keys: (b,), one an image."""
-    epsilon = jax.vmap(jax.random.uniform)(keys).reshape(-1, *(1,) * (real.ndim - 1))
+    epsilon = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys).reshape(-1, *(1,) * (real.ndim - 1))
     return epsilon * real + (1 - epsilon) * fake
 
 
@@ -56,7 +56,7 @@ def around(keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
 
     def offset(key: jax.Array) -> jax.Array:
         near, far = jax.random.split(key)
-        return jax.random.uniform(near) * jax.random.uniform(far, real.shape[1:])
+        return jax.random.uniform(near, (), jnp.float32) * jax.random.uniform(far, real.shape[1:], jnp.float32)
 
     variance = collectives.mean(jnp.mean(jnp.square(real - collectives.mean(jnp.mean(real)))))
     return real + 0.5 * jnp.sqrt(variance) * jax.vmap(offset)(keys)

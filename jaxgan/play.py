@@ -67,7 +67,7 @@ def play(
     storage = functools.partial(storing, run.directory, checkpoints)
     kept = {"rollbacks": rollbacks} if rollbacks else {}
     with storage():
-        log = record(config, run.directory, step)
+        log = record(config, run.directory, step, owed=bool(owed))
     with log, lastwords.Watch(config.call_timeout) as watch:
         if step:
             log.note(f"resuming {run.directory} at step {step}")
@@ -125,7 +125,7 @@ def play(
     return state, scores
 
 
-def record(config: Common, directory: epath.Path, step: int) -> report.Report | report.Silent:
+def record(config: Common, directory: epath.Path, step: int, owed: bool) -> report.Report | report.Silent:
     """Where the run is reported: by the first host alone."""
     if not hosts.first():
         return report.Silent()
@@ -134,6 +134,7 @@ def record(config: Common, directory: epath.Path, step: int) -> report.Report | 
         total_steps=config.steps,
         batch_size=config.batch_size,
         start_step=step,
+        owed=owed,
         tensorboard=config.tensorboard,
     )
 
@@ -147,7 +148,8 @@ def observed(
     def by_the_first_host() -> dict[str, float] | None:
         found: Mapping[str, float] | None = {}
         if run.evaluate and due(run.config.eval_every):
-            found = run.preemption.unless_asked(run.evaluate, state)
+            with lastwords.patience(f"evaluating step {step}; the first evaluation takes longest", log.note):
+                found = run.preemption.unless_asked(run.evaluate, state)
         if found is not None and run.sample and due(run.config.sample_every):
             grid = run.preemption.unless_asked(run.sample, state)
             if grid is None:

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from jaxgan import images, layout
-from jaxgan.errors import InputError, unknown
+from jaxgan.errors import InputError, Unprepared, unknown
 from jaxgan.sources import Source, combined, fingerprint, first_line, is_own, reading
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of a features.json, in its three dialects
@@ -32,9 +32,13 @@ def load(
     size: tuple[int, int] | None,
     crop: str,
     channels: int,
+    prepared: bool = True,
 ) -> Source:
-    """A split of a TFDS data set, prepared first if `data_dir` (or TFDS's default folder) does not hold it yet."""
-    builder = prepare(name, data_dir, manual_dir)
+    """A split of a TFDS data set, prepared first if `data_dir` (or TFDS's default folder) does not hold it yet.
+
+    prepared: False raises `Unprepared` instead, and nothing is downloaded or written.
+    """
+    builder = prepare(name, data_dir, manual_dir, prepared)
     image_key, label_key = keys_of(builder, name)
     parse = parser(builder, image_key, label_key)
     feature = builder.info.features[image_key]
@@ -117,7 +121,7 @@ def parser(builder: Any, image_key: str, label_key: str) -> Callable[[bytes], tu
     return parse
 
 
-def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLike | None) -> Any:
+def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLike | None, allowed: bool = True) -> Any:
     """A TFDS builder whose data are on disk in a format with random access."""
     if manual_dir and not epath.Path(manual_dir).expanduser().is_dir():
         raise InputError(f"--manual_dir={manual_dir} is no folder; expected the original files of {name}")
@@ -144,6 +148,12 @@ def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLi
         raise InputError(
             f"{name} is not prepared in {root}, and preparing it needs TensorFlow (reading does "
             'not): pip install "jaxgan[tfds]", or copy a prepared one and name its folder with --data_dir'
+        )
+    if not allowed:
+        where = f"from the files of {manual_dir}" if manual_dir else "from what is downloaded first"
+        raise Unprepared(
+            f"data     {name}: not prepared in {root}, and a dry run prepares nothing; the run would prepare it there, "
+            f"{where}, and the rest depends on that"
         )
     config = None
     if manual_dir:

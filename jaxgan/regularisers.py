@@ -95,9 +95,9 @@ def flip_and_shift(keys: jax.Array, images: jax.Array, pixels: int = 4) -> jax.A
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)
-        image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        image = jnp.where(jax.random.bernoulli(flip_key, jnp.float32(0.5)), image[:, ::-1], image)
         wide = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect")
-        y, x = jax.random.randint(shift_key, (2,), 0, 2 * reach + 1)
+        y, x = jax.random.randint(shift_key, (2,), 0, 2 * reach + 1, jnp.int32)
         return jax.lax.dynamic_slice(wide, (y, x, 0), image.shape)
 
     return jax.vmap(one)(keys, images)

@@ -48,6 +48,7 @@ class Report:
       total_steps: where the bar ends.
       batch_size: images a step, over all devices; the rate is counted in images.
       start_step: the step this process starts from. TensorBoard drops what an earlier process logged after it.
+      owed: whether the row of `start_step` itself is still to be logged, so that TensorBoard drops that too.
       tensorboard: whether to write events (and import tensorboardX).
       bar: whether to write to stderr: a bar on a terminal, else a line every 10 seconds at most.
     """
@@ -59,6 +60,7 @@ class Report:
         total_steps: int,
         batch_size: int,
         start_step: int = 0,
+        owed: bool = False,
         tensorboard: bool = True,
         bar: bool = True,
     ):
@@ -78,7 +80,8 @@ class Report:
             # Its own writers end their thread when a write fails, for which the training then waits without end.
             register_writer_factory("gs", _Events)
             register_writer_factory(_LOCAL, _Events)
-            purge = start_step + 1 if start_step else None
+            # From step 0 too: a run may have been killed before its first checkpoint, or have gone back to the start.
+            purge = start_step + (0 if owed else 1)
             place = self._workdir if files.is_remote(self._workdir) else f"{_LOCAL}:{self._workdir.absolute()}"
             self._writer = SummaryWriter(str(place), purge_step=purge, flush_secs=10)
         self._bar = None
@@ -260,7 +263,7 @@ class _Events:
     """
 
     def __init__(self, path: str):
-        self._path = epath.Path(path.removeprefix(f"{_LOCAL}:"))
+        self._path = _free(path.removeprefix(f"{_LOCAL}:"))
         self._warned = False
         self._file = Path(self._path).open("wb") if not files.is_remote(self._path) else None  # noqa: SIM115
         self._upload = files.Upload(self._path) if self._file is None else None
@@ -298,6 +301,18 @@ class _Events:
             if not self._warned:
                 logging.getLogger(__name__).warning("cannot write TensorBoard's %s: %s", self._path, error)
             self._warned = True
+
+
+def _free(path: str) -> epath.Path:
+    """`path`, or with a number behind it that keeps the order where the file exists.
+
+    tensorboardX names a file by the second: a run that resumes or goes back within one would overwrite the earlier one.
+    """
+    with contextlib.suppress(OSError), files.faults(path):  # of a bucket that is out of reach
+        for name in (path, *(f"{path}.{i:02d}" for i in range(1, 100))):
+            if not epath.Path(name).exists():
+                return epath.Path(name)
+    return epath.Path(path)
 
 
 def truncate(workdir: epath.PathLike, step: int) -> None:

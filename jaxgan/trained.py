@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import adversarial, checkpoint, files, flags, lookup, memory, models
+from jaxgan import adversarial, checkpoint, files, flags, lookup, memory, models, numerics
 from jaxgan.errors import InputError
 
 BATCH = 128  # images of one compiled call
@@ -30,6 +30,7 @@ MOST = 2**20  # of any whole number among the arguments of a network, so that a 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
+@numerics.fixed()
 @functools.partial(jax.jit, static_argnums=0)
 def _generate(generator: nn.Module, params, variables, z, label, psi=None):
     style = {} if psi is None else {"psi": psi}
@@ -37,18 +38,17 @@ def _generate(generator: nn.Module, params, variables, z, label, psi=None):
         return generator.apply({"params": params, **variables}, z, label, train=False, **style)
 
 
+@numerics.fixed()
 @functools.partial(jax.jit, static_argnums=0)
 def _standing(generator: nn.Module, params, variables, key, truncation=None):
     classes = generator.num_classes
-    label_of = (lambda key, n: jax.random.randint(key, (n,), 0, classes)) if classes else None
+    label_of = (lambda key, n: jax.random.randint(key, (n,), 0, classes, jnp.int32)) if classes else None
     with jax.default_matmul_precision("highest"):
         return adversarial.standing(generator, params, variables, key, label_of, truncation=truncation)
 
 
-_latents = jax.jit(adversarial.latents, static_argnums=2)
-
-
-_truncated = jax.jit(adversarial.truncated)
+_latents = numerics.fixed()(jax.jit(adversarial.latents, static_argnums=2))
+_truncated = numerics.fixed()(jax.jit(adversarial.truncated))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +64,17 @@ class Trained:
     def of(cls, generator: nn.Module, params: Any, variables: Any, truncation: float | None = None) -> "Trained":
         """Measures the batch statistics of these weights, once (`adversarial.standing`)."""
         bound = None if "moving" in variables else truncation  # ψ moves styles, and no latent
-        return cls(generator, params, _standing(generator, params, variables, jax.random.key(0), bound), truncation)
+        return cls(generator, params, _standing(generator, params, variables, numerics.key(0), bound), truncation)
 
     def truncated(self, truncation: float | None) -> "Trained":
         """The same generator with less variety and more typical images; None: with all of it.
 
         truncation: the largest |z| (arXiv:1809.11096, section 3.1); for one that keeps an average of its styles, ψ,
-          the share of a style's distance from it that is kept (arXiv:1812.04948, appendix B).
+          the share of a style's distance from it that is kept (arXiv:1812.04948, appendix B): at 0 the mean image.
         """
-        if truncation is not None and not truncation > 0:
+        if truncation is not None and self.styled and not truncation >= 0:
+            raise InputError(f"truncation {truncation}: expected ψ of 0 (the mean image) or more, 1 for all variety")
+        if truncation is not None and not self.styled and not truncation > 0:
             raise InputError(f"truncation {truncation}: expected a number above 0, the largest |z|")
         if truncation == self.truncation:
             return self
@@ -112,7 +114,7 @@ class Trained:
 
     def batches(self, z: jax.Array, label: Any = None) -> Iterator[np.ndarray]:
         """`images` in parts of at most `BATCH`, for more of them than memory holds."""
-        n = len(z)
+        n, z = len(z), jnp.asarray(z, jnp.float32)  # NumPy's own are float64
         label = self.labels(label, n)
         psi = self.truncation if self.styled else None
         if self.truncation is not None and not self.styled:

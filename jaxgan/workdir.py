@@ -41,7 +41,7 @@ def check(config: Common) -> None:
                 f"--workdir={config.workdir} lies in --dataset={config.dataset}, whose images would be those of its "
                 "samples too; choose one outside"
             )
-        if not flags.check_same(config, workdir, ignore=free(config, data_of(workdir))):
+        if not (begun := flags.check_same(config, workdir, ignore=free(config, data_of(workdir)))):
             for name in ("checkpoints", report.METRICS):
                 if (workdir / name).exists():
                     raise InputError(f"--workdir={config.workdir} holds {name} but no config.json; choose another")
@@ -53,7 +53,10 @@ def check(config: Common) -> None:
     except OSError as error:  # a name that the file system cannot even look for
         raise InputError(f"cannot use --workdir={config.workdir}: {error.strerror or error}") from None
     if existing and not files.is_remote(workdir) and not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to --workdir={config.workdir}: permission denied in {existing}")
+        reason = f"cannot write to --workdir={config.workdir}: permission denied in {existing}, or it is read-only"
+        if begun:  # it could be written to before: a supervisor may try again
+            raise StorageFault(reason)
+        raise InputError(reason)
 
 
 def data_of(run: epath.PathLike) -> dict[str, Any]:

@@ -101,11 +101,11 @@ def test_a_set_against_itself_and_halves(digits, network):
     same = scores(network, real, everything[real.rows])
     few = scores(network, real, everything[:200], ("memorisation",))
     assert few["authenticity"] == 0  # copies, though of other images than as many of the real ones
-    assert abs(same["fid"]) < 1e-3
+    assert abs(same["frechet"]) < 1e-3
     assert same["precision"] == same["recall"] == same["coverage"] == 1 and same["authenticity"] == 0
     assert 4 < same["is"] < 10  # ten classes, of which a classifier so soon is sure or not
     halves = [reference.reference(network, part) for part in split(everything)]
-    bias = [scores(network, half, everything, ("fid",))["fid"] for half in halves]
+    bias = [scores(network, half, everything, ("fid",))["frechet"] for half in halves]
     assert max(bias) < 1.0 and min(bias) > 1e-3
 
 
@@ -163,19 +163,19 @@ def test_figures_on_real_images_move_as_they_should(name, test_data, tmp_path):
     for how in WORSE.values():
         spoilt = [clean, *(figures(how(fresh, s)) for s in (1.0, 2.0))]
         for a, b in itertools.pairwise(spoilt):
-            assert b["fid"] > a["fid"] and b["kid"] > a["kid"]
+            assert b["frechet"] > a["frechet"] and b["kid"] > a["kid"]
     noisy = figures(WORSE["noise"](fresh, 2.0))
     assert noisy["precision"] < clean["precision"] - 0.1 and noisy["density"] < clean["density"] - 0.1
 
     pool = images[1000:]
     fewer = [figures(pool[classes < k][:1000]) for k in (10, 6, 3)]
     for a, b in itertools.pairwise(fewer):
-        assert b["fid"] > a["fid"] and b["kid"] > a["kid"]
+        assert b["frechet"] > a["frechet"] and b["kid"] > a["kid"]
         assert b["recall"] < a["recall"] and b["coverage"] < a["coverage"] - 0.1
         assert b["precision"] > a["precision"] - 0.05
     repeated = [figures(np.resize(fresh[:n], fresh.shape)) for n in (1000, 200, 50)]
     for a, b in itertools.pairwise(repeated):
-        assert b["fid"] > a["fid"] and b["coverage"] < a["coverage"]
+        assert b["frechet"] > a["frechet"] and b["coverage"] < a["coverage"]
 
 
 # --- the script
@@ -219,7 +219,7 @@ def test_a_run_is_measured_with_intervals_and_a_picture(run, tmp_path, capfd):
     assert code == 0, err
     found = json.loads(out.read_text())["results"][str(run)]
     assert len(found["repeats"]) == 2 and found["repeats"][0] != found["repeats"][1]
-    assert {"fid", "kid", "is", "precision", "recall", "accuracy", "ppl"} <= found["repeats"][0].keys()
+    assert {"frechet", "kid", "is", "precision", "recall", "accuracy", "ppl"} <= found["repeats"][0].keys()
     assert found["real_images"] == 300 and found["features"] == "classifier"
     assert "±" in text and "recall" in text
     assert found["repeats"][0]["samples"] == 200
@@ -269,7 +269,7 @@ def test_folders_against_folders(tmp_path, capfd, digits):
     argv = ("--features=pixels", "--metrics=fid,precision_recall", f"--out={out}")
     code, text, err = called(capfd, f"--samples={sets}", f"--dataset=folder:{tmp_path / 'real'}", *argv)
     assert code == 0, err
-    fids = [row["repeats"][0]["fid"] for row in json.loads(out.read_text())["results"].values()]
+    fids = [row["repeats"][0]["frechet"] for row in json.loads(out.read_text())["results"].values()]
     assert fids[2] < 1e-3 < min(fids[:2]) and len(text.splitlines()) == 5
 
 
@@ -328,7 +328,7 @@ def test_evaluation_in_training(tmp_path, capfd):
     code, _, err = here(capfd, *argv, f"--workdir={tmp_path / 'run'}", "--metrics=kid,precision_recall,fid")
     assert code == 0, err
     rows = [json.loads(line) for line in lines(tmp_path / "run")]
-    assert {"eval/fid", "eval/kid", "eval/precision", "eval/recall"} <= rows[-1].keys()
+    assert {"eval/frechet", "eval/kid", "eval/precision", "eval/recall"} <= rows[-1].keys()
     best = min(range(2), key=lambda i: rows[i]["eval/kid"])
     assert checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", best="eval/kid").best() == 2 * best + 2
     assert image_evaluation.best(image.Config(metrics=("precision_recall",))) == "max:eval/recall"
@@ -385,7 +385,7 @@ def test_what_no_evaluation_could_measure_is_said_before_training(tmp_path, capf
         ((of(1),), "--metrics=distance needs at least 4 real images"),
         ((of(3),), "one3.npz has 3"),
         (("--metrics=fid", of(3)), "--metrics=fid needs at least 4"),
-        (("--metrics=precision_recall", of(5)), "--metrics=precision_recall needs at least 6"),
+        (("--metrics=precision_recall", of(3)), "--metrics=precision_recall needs at least 4"),
         (("--metrics=fid", "--features=pixels", of(1)), "--metrics=fid needs at least 2"),
     ):
         for also in ((), ("--dry_run",)):

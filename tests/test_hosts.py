@@ -106,7 +106,7 @@ def test_only_the_first_host_writes_and_evaluates(one, tmp_path):
     assert finish(started) == [0, 0], [host.said for host in started]
     names = {path.name for path in (tmp_path / "0" / "run").iterdir()}
     assert {"config.json", "flags.txt", "metrics.jsonl", "samples", "checkpoints"} <= names
-    assert float(rows(tmp_path / "0" / "run")[-1]["eval/fid"]) > 0
+    assert float(rows(tmp_path / "0" / "run")[-1]["eval/frechet"]) > 0
     assert list((tmp_path / "1").iterdir()) == []
     assert_same_losses(tmp_path / "0" / "run", one)
     assert f"trained {STEPS} steps" in started[0].out.read_text() and "trained" not in started[1].out.read_text()

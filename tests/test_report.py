@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxgan import report
-from jaxgan.errors import InputError
+from jaxgan.errors import Diverged, InputError
 from jaxgan.report import Report, grid, save_png, truncate
+from tests import small
 
 
 def rows(workdir):
@@ -180,7 +181,6 @@ def test_tensorboard_reads_it(tmp_path):
             run.log(step, 2 * step, {"disc/loss": step / 4})
         run.picture("", 2, 4, picture)
         run.picture("grey", 2, 4, picture[..., :1])
-    time.sleep(1.1)  # event files are ordered by a name that holds whole seconds
     with Report(tmp_path, total_steps=9, batch_size=2, start_step=2, bar=False) as run:
         run.log(3, 6, {"disc/loss": 9.0})
     events = accumulator.EventAccumulator(str(tmp_path), size_guidance={accumulator.IMAGES: 0})
@@ -193,6 +193,48 @@ def test_tensorboard_reads_it(tmp_path):
     (grey,) = events.Images("grey")
     shown = np.asarray(Image.open(io.BytesIO(grey.encoded_image_string)).convert("L"))
     assert (shown == picture[..., 0]).all()
+
+
+def loss_events(workdir):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(workdir), size_guidance={accumulator.SCALARS: 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+@pytest.mark.parametrize(
+    ("start", "owed", "kept"),
+    [(0, False, []), (2, False, [1, 2]), (2, True, [1])],
+    ids=["killed before its first checkpoint", "resumed", "resumed with a row that is owed"],
+)
+def test_tensorboard_drops_what_a_run_that_was_killed_logged_later(tmp_path, start, owed, kept):
+    """And the second file, made within the same second, does not overwrite the first."""
+    with Report(tmp_path, total_steps=9, batch_size=2, bar=False) as run:
+        for step in range(1, 6):
+            run.log(step, 2 * step, {"loss": 1.0})
+    with Report(tmp_path, total_steps=9, batch_size=2, start_step=start, owed=owed, bar=False) as run:
+        run.log(7, 14, {"loss": 2.0})
+    assert loss_events(tmp_path) == [*((step, 1.0) for step in kept), (7, 2.0)]
+
+
+def test_tensorboard_drops_what_a_rollback_to_the_start_undid(tmp_path):
+    with pytest.raises(Diverged):
+        small.run(
+            tmp_path,
+            rate=1e4,
+            steps=60,
+            checkpoint_every=0,
+            on_nonfinite="rollback",
+            rollbacks=1,
+            tensorboard=True,
+        )
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path), size_guidance={accumulator.SCALARS: 0})
+    events.Reload()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["rollbacks"] for row in logged] == [1] * len(logged)
+    shown = [(event.step, event.value) for event in events.Scalars("one/loss")]
+    assert shown == [(row["step"], np.float32(row["one/loss"])) for row in logged]
 
 
 def test_tensorboard_is_imported_only_when_asked_for(tmp_path):

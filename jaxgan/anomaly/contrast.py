@@ -70,14 +70,14 @@ def game(networks: Networks, plan: Plan) -> Game:
 
 def normal(key: jax.Array, rows: jax.Array, shape: Sequence[int]) -> jax.Array:
     """N(0, I): (b, *shape), each row by its own key."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(adversarial.image_keys(key, rows))
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(adversarial.image_keys(key, rows))
 
 
 def lengths(key: jax.Array, rows: jax.Array) -> jax.Array:
     """(b, 1) in `REACH`, of uniform logarithm."""
     low, high = map(math.log, REACH)
     return jnp.exp(
-        jax.vmap(lambda k: jax.random.uniform(k, (1,), minval=low, maxval=high))(adversarial.image_keys(key, rows))
+        jax.vmap(lambda k: jax.random.uniform(k, (1,), jnp.float32, low, high))(adversarial.image_keys(key, rows))
     )
 
 

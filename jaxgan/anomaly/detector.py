@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import files
+from jaxgan import files, numerics
 from jaxgan.anomaly import calibration, parts
 from jaxgan.anomaly.calibration import TINY, Calibration
 from jaxgan.data import to_float
@@ -93,6 +93,7 @@ def _residuals(method: ModuleType, networks: tuple, weights: Any, images: jax.Ar
     return {name: jnp.maximum(score, TINY) for name, score in found.scores.items()}, found.images, heat
 
 
+@numerics.fixed()
 def _look(method: ModuleType, networks: parts.Networks, weights: Sequence[Any], images: np.ndarray) -> tuple:
     """{residual: (seeds, n) float64}, images (n, h, w, c) and heat (n, h, w) of the first seed."""
     look = functools.partial(_residuals, method, tuple(networks.items()))

@@ -35,7 +35,7 @@ def game(networks: Networks, plan: Plan) -> Game:
     def loss(params, state, batch, key):
         z_key, noise_key = jax.random.split(key)
         images, keys = batch["image"], adversarial.image_keys(noise_key, batch["row"])
-        noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
+        noise = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], jnp.float32))(keys)
         z = adversarial.latents(z_key, batch["row"], gen.latent)
         encoder = parts.with_params(state.players["enc"], params["enc"])
         generator = parts.with_params(state.players["gen"], params["gen"])

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from scipy.special import log_ndtr
 
-from jaxgan import encoding, files
+from jaxgan import encoding, files, numerics
 from jaxgan.anomaly import calibration, parts
 from jaxgan.anomaly.calibration import TINY, Calibration
 from jaxgan.encoding import Encoding
@@ -92,6 +92,7 @@ def _residuals(method: ModuleType, networks: tuple, weights: Any, x: jax.Array) 
     return {name: jnp.maximum(score, TINY) for name, score in found.scores.items()}
 
 
+@numerics.fixed()
 def _look(method: ModuleType, networks: parts.Networks, weights: Sequence[Any], x: np.ndarray) -> dict[str, np.ndarray]:
     """{residual: (seeds, n) float64}."""
     n, size, found = len(x), min(BATCH, len(x)), []

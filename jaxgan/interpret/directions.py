@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
+
 
 class Directions(NamedTuple):
     """Unit vectors, the one with the most effect first; the sign of each is such that its largest entry is positive."""
@@ -52,6 +54,7 @@ def ganspace(activations: np.ndarray, points: np.ndarray, k: int) -> Directions:
     return Directions(_signed(u), variances[:k], values[:k] / max(values.sum(), 1e-300))
 
 
+@numerics.fixed()
 def jacobian(render: Callable[[jax.Array], jax.Array], point: jax.Array, block: int = 64) -> np.ndarray:
     """dG/dp (h w c, d) at one point (d,), in blocks of columns.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
 from jaxgan.interpret.probe import affine_layers, edited, observed
 from jaxgan.interpret.spaces import Space
 
@@ -20,6 +21,7 @@ class Ablation(NamedTuple):
     channels: int  # of the layer, of which at most `most` were tried
 
 
+@numerics.fixed()
 def layers(space: Space, dimension: int, label: int | None) -> dict[str, tuple[int, ...]]:
     """The layers with units to ablate, in order: those that see what is not affine in the point, by what they see
     (..., channels)."""
@@ -29,6 +31,7 @@ def layers(space: Space, dimension: int, label: int | None) -> dict[str, tuple[i
     return {name: shapes[name].inputs.shape[1:] for name in later}
 
 
+@numerics.fixed()
 def ablate(space: Space, points: np.ndarray, labels: np.ndarray | None, layer: str, most: int = 128) -> Ablation:
     """Each unit of `layer` set to zero at points (n, d); of more than `most` those with the largest activations."""
     at = space.at(labels)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
+
 KINDS = ("Dense", "Conv")
 
 
@@ -74,11 +76,12 @@ def is_affine(values: Any) -> bool:
     return bool(bend <= 1e-3 * max(np.abs(values[0] - values[1]).max(), 1e-6 * np.abs(values).max(), 1e-12))
 
 
+@numerics.fixed()
 def affine_layers(function: Callable[[jax.Array], Any], dimension: int) -> tuple[list[str], list[str]]:
     """Of a function of points (3, dimension), by what its layers do at two points and their middle: names of the dense
     layers whose outputs are affine in the point and not constant, and of all layers that see what is not affine in it.
     """
-    ends = jax.random.normal(jax.random.key(0), (2, dimension))
+    ends = jax.random.normal(numerics.key(0), (2, dimension), jnp.float32)
     points = jnp.concatenate([ends, ends.mean(0, keepdims=True)])
     _, seen = jax.jit(observed(function))(points)
     first, later = [], []
@@ -92,6 +95,7 @@ def affine_layers(function: Callable[[jax.Array], Any], dimension: int) -> tuple
     return first, later
 
 
+@numerics.fixed()
 def weight_of(function: Callable[[jax.Array], Any], layers: list[str], dimension: int) -> np.ndarray:
     """A (outputs, dimension) of y = A x + b for dense layers that are affine in the point, one below the other.
 

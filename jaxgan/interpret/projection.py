@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxgan import numerics
 from jaxgan.interpret.spaces import Space
 
 Features = Callable[[jax.Array, jax.Array | None], jax.Array]  # images (b, h, w, c), labels -> (b, ...)
@@ -30,6 +31,7 @@ def psnr(error: np.ndarray) -> np.ndarray:
     return 10 * np.log10(4 / np.maximum(error, 1e-20))
 
 
+@numerics.fixed()
 def project(
     space: Space,
     targets: np.ndarray,

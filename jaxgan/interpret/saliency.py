@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
 from jaxgan.critic import Critic
 from jaxgan.regularisers import logit
 
@@ -25,6 +26,7 @@ def _gradients(module: Any, variables: Any, images: jax.Array, label: Any, noise
     return jax.lax.scan(add, jnp.zeros_like(images), noise)[0] / len(noise)
 
 
+@numerics.fixed()
 def saliency(
     critic: Critic,
     images: np.ndarray,
@@ -44,7 +46,9 @@ def saliency(
         deviations = jnp.zeros((1, *images.shape))
     else:
         scale = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))[:, None, None, None]
-        deviations = scale * jax.random.normal(jax.random.key(0) if key is None else key, (copies, *images.shape))
+        deviations = scale * jax.random.normal(
+            numerics.key(0) if key is None else key, (copies, *images.shape), jnp.float32
+        )
     variables = {"params": critic.params, **critic.variables}
     seen = None if label is None or not critic.sees_class else jnp.asarray(label, jnp.int32)
     found = _gradients(critic.discriminator, variables, images, seen, deviations)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from jaxgan import files
+from jaxgan import files, numerics
 
 STEPS, BATCH, RATE = 600, 128, 2e-3
 
@@ -31,6 +31,7 @@ def _forward(classifier, params, images):
     return features, jnp.argmax(logits, -1)
 
 
+@numerics.fixed()
 def look(classifier: nn.Module, params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, d) and guessed classes (n,), in batches of one shape."""
     parts, size = [], min(256, len(images))
@@ -45,7 +46,7 @@ def look(classifier: nn.Module, params: Any, images: np.ndarray) -> tuple[np.nda
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit(classifier, steps, images, labels):
     """Adam with weight decay over `steps` batches, each image shifted by up to an eighth of its side."""
-    init_key, key = jax.random.split(jax.random.key(0))
+    init_key, key = jax.random.split(numerics.key(0))
     params = classifier.init(init_key, images[:1].astype(jnp.float32))
     optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=0.05)
     reach = [max(n // 8, 1) for n in images.shape[1:3]]
@@ -57,12 +58,13 @@ def _fit(classifier, steps, images, labels):
     def step(carry, key):
         params, state = carry
         row_key, shift_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, (BATCH,), 0, len(images))
+        rows = jax.random.randint(row_key, (BATCH,), 0, len(images), jnp.int32)
         x = images[rows].astype(jnp.float32) / 127.5 - 1
         pads = [(0, 0), (reach[0], reach[0]), (reach[1], reach[1]), (0, 0)]
         x = jnp.pad(x, pads, mode="edge")
         top, left = (
-            jax.random.randint(k, (), 0, 2 * r + 1) for k, r in zip(jax.random.split(shift_key), reach, strict=True)
+            jax.random.randint(k, (), 0, 2 * r + 1, jnp.int32)
+            for k, r in zip(jax.random.split(shift_key), reach, strict=True)
         )
         x = jax.lax.dynamic_slice(x, (0, top, left, 0), (BATCH, *images.shape[1:]))
         updates, state = optimizer.update(jax.grad(loss)(params, x, labels[rows]), state, params)
@@ -71,6 +73,7 @@ def _fit(classifier, steps, images, labels):
     return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
 
 
+@numerics.fixed()
 def train(classifier: nn.Module, images: np.ndarray, labels: np.ndarray) -> Any:
     """Parameters, of images uint8 (n, h, w, c) and their classes (n,)."""
     return jax.device_get(_fit(classifier, STEPS, images, labels))
@@ -89,7 +92,7 @@ def write(path: epath.Path, params: Any) -> None:
 
 def read(path: epath.Path, classifier: nn.Module, shape: tuple[int, int, int]) -> Any:
     """The cached parameters, or None: no file, or one that is not whole."""
-    template = jax.eval_shape(classifier.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    template = jax.eval_shape(classifier.init, numerics.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:

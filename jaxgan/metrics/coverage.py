@@ -25,7 +25,7 @@ import optax
 from etils import epath
 from flax import traverse_util
 
-from jaxgan import files
+from jaxgan import files, numerics
 from jaxgan.errors import InputError
 from jaxgan.metrics.modes import reverse_kl
 from jaxgan.models.classifier import Classifier
@@ -47,6 +47,7 @@ class Coverage:
     def modes(self) -> int:
         return self.classifier.num_classes**self.channels
 
+    @numerics.fixed()
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Samples (n, h, w, c) in [-1, 1] -> {"modes", "reverse_kl", "accuracy"}.
 
@@ -67,6 +68,7 @@ class Coverage:
         return np.ravel_multi_index(tuple(classes.T), (self.classifier.num_classes,) * self.channels)
 
 
+@numerics.fixed()
 def train(source: Source, cache: epath.PathLike | None = None) -> Coverage:
     """Learns the classes of single channels from labelled images; the label is their classes as digits of one number.
 
@@ -144,7 +146,7 @@ def _guess(classifier, params, images):
 @functools.partial(jax.jit, static_argnums=0)
 def _fit(classifier, images, labels):
     """AdamW over `STEPS` batches of uint8 (n, h, w, 1), each image shifted by up to a 28th of its side."""
-    init_key, key = jax.random.split(jax.random.key(0))
+    init_key, key = jax.random.split(numerics.key(0))
     params = classifier.init(init_key, images[:1].astype(jnp.float32))
     rate = optax.warmup_cosine_decay_schedule(0.0, RATE, STEPS // 10, STEPS)
     optimizer = optax.adamw(rate, weight_decay=0.05)
@@ -161,8 +163,8 @@ def _fit(classifier, images, labels):
     def step(carry, key):
         params, state = carry
         row_key, shift_key = jax.random.split(key)
-        rows = jax.random.randint(row_key, (BATCH,), 0, len(images))
-        shifts = jax.random.randint(shift_key, (BATCH, 2), 0, 2 * reach + 1)
+        rows = jax.random.randint(row_key, (BATCH,), 0, len(images), jnp.int32)
+        shifts = jax.random.randint(shift_key, (BATCH, 2), 0, 2 * reach + 1, jnp.int32)
         x = jax.vmap(shifted)(images[rows], shifts).astype(jnp.float32) / 127.5 - 1
         updates, state = optimizer.update(jax.grad(loss)(params, x, labels[rows]), state, params)
         return (optax.apply_updates(params, updates), state), None

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 import tqdm
 
+from jaxgan import numerics
 from jaxgan.data import to_float
 from jaxgan.errors import InputError
 from jaxgan.sources import Source, like
@@ -233,7 +234,7 @@ class Diagnosis:
         sources = {"real": train} | ({"held": held} if held else {})
         count, size = batches_of(pair.pack, *sources.values())
         batches = {name: _batches(source, count, size, seed) for name, source in sources.items()}
-        look = functools.partial(jax.jit(functools.partial(_look, pair, game)), jax.random.key(seed), batches)
+        look = functools.partial(jax.jit(functools.partial(_look, pair, game)), numerics.key(seed), batches)
         real = batches["held" if held else "real"]["image"]
         return cls(look, np.asarray(to_float(jnp.asarray(real.reshape(-1, *real.shape[2:])))), **options)
 
@@ -280,6 +281,7 @@ def _batches(source: Source, count: int, size: int, seed: int) -> dict[str, np.n
     return {name: x.reshape(count, size, *x.shape[1:]) for name, x in data.items()}
 
 
+@numerics.fixed()
 def _look(pair: Any, game: Any, key: jax.Array, batches: Mapping[str, Any], state: Any):
     """Traced: a pass of each player over each batch, and the gradient of each move on the first."""
     disc, gen = state.players["disc"], state.players["gen"]

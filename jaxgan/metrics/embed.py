@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgan import layout, lookup
+from jaxgan import layout, lookup, numerics
 from jaxgan.data import to_float
 from jaxgan.errors import InputError, unknown
 from jaxgan.images import to_uint8
@@ -132,6 +132,7 @@ def parts_of(source: Source, rows: np.ndarray, size: int = 1024) -> Iterator[np.
         yield source.read(rows[start : start + size])["image"]
 
 
+@numerics.fixed()
 def embed(network: Network, parts: Iterable[np.ndarray], devices: Sequence[jax.Device] | None = None) -> Embedded:
     """All images of `parts`, uint8 (b, h, w, c) or float in [-1, 1], a batch at a time over the devices.
 
@@ -185,6 +186,7 @@ def _apply(function: Callable, params: Any, images: jax.Array) -> tuple[jax.Arra
         return function(params, to_float(images))
 
 
+@numerics.fixed()
 @functools.partial(jax.jit, static_argnums=0)
 def features(function: Callable, params: Any, images: jax.Array) -> jax.Array:
     """Of images in [-1, 1] as they are, not rounded to bytes: for differences smaller than these."""

@@ -1,10 +1,10 @@
 """Any number of metrics of one set of samples: one pass through the network, one over the distances between features.
 
-    scores = measure(("fid", "precision_recall"), real, samples, network)    # {"fid": 3.1, "precision": 0.7, ...}
+    scores = measure(("fid", "precision_recall"), real, samples, network)    # {"frechet": 3.1, "precision": 0.7, ...}
 
 | name | figures | arXiv |
 |---|---|---|
-| fid | fid: Fréchet distance; FID itself in Inception's features only | 1706.08500 |
+| fid, frechet | fid: Fréchet distance in Inception's features; frechet: in any others, which is no FID | 1706.08500 |
 | kid | kid, kid_std: of 100 subsets of 1,000 (or of all there are) | 1801.01401 |
 | is | is, is_std: of 10 splits; of the network's classes | 1606.03498 |
 | precision_recall | precision, recall: k = 3 | 1904.06991 |
@@ -29,6 +29,22 @@ from jaxgan.metrics.embed import Embedded, Network
 from jaxgan.metrics.reference import Reference
 
 SUBSET, SUBSETS, SPLITS = 1000, 100, 10
+DENSITY_K = 5  # neighbours of density and coverage
+
+
+def frechet_name(features: str) -> str:
+    """The figure of the Fréchet distance: "fid" in the features that papers use, "frechet" in any others."""
+    return "fid" if features == "inception" else "frechet"
+
+
+def few_samples(samples: int, dimensions: int) -> str:
+    """What is to be said of a Fréchet distance of fewer samples than dimensions; "" of enough."""
+    if samples >= dimensions:
+        return ""
+    return (
+        f"the Fréchet distance is of {samples:,} samples in {dimensions:,} dimensions, which makes it larger than of "
+        f"many: it compares with figures of as many samples alone; expected {dimensions:,} or more"
+    )
 
 
 class Comparison:
@@ -40,10 +56,16 @@ class Comparison:
 
     @functools.cached_property
     def near(self) -> neighbours.Neighbours:
-        return neighbours.neighbours(self.real.features[: self.n], self.fake.features[: self.n])
+        # Few images have no five others; `density_coverage` refuses those.
+        most = min(DENSITY_K, max(self.n - 1, 1))
+        return neighbours.neighbours(self.real.features[: self.n], self.fake.features[: self.n], density_k=most)
+
+    @functools.cached_property
+    def distance(self) -> float:
+        return frechet.distance(self.real.moments, frechet.moments(self.fake.features))
 
     def fid(self) -> dict[str, float]:
-        return {"fid": frechet.distance(self.real.moments, frechet.moments(self.fake.features))}
+        return {frechet_name(self.network.name): self.distance}
 
     def kid(self) -> dict[str, float]:
         real, fake = self.real.features, self.fake.features
@@ -62,6 +84,10 @@ class Comparison:
         return {"precision": self.near.precision, "recall": self.near.recall}
 
     def density_coverage(self) -> dict[str, float]:
+        if self.n <= DENSITY_K:
+            raise InputError(
+                f"density and coverage of {self.n} images: expected at least {DENSITY_K + 1}, k = {DENSITY_K}"
+            )
         return {"density": self.near.density, "coverage": self.near.coverage}
 
     def memorisation(self) -> dict[str, float]:
@@ -87,9 +113,10 @@ class Metric(NamedTuple):
 
 METRICS = {
     "fid": Metric(Comparison.fid, "fid"),
+    "frechet": Metric(Comparison.fid, "fid"),
     "kid": Metric(Comparison.kid, "kid"),
     "is": Metric(Comparison.inception_score, "max:is"),
-    "precision_recall": Metric(Comparison.precision_recall, "max:recall", 6),
+    "precision_recall": Metric(Comparison.precision_recall, "max:recall", 4),
     "density_coverage": Metric(Comparison.density_coverage, "max:coverage", 6),
     "memorisation": Metric(Comparison.memorisation, None),
     "accuracy": Metric(Comparison.accuracy, "max:accuracy"),

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
 from jaxgan.errors import InputError
 from jaxgan.metrics.distances import (
     COLUMNS,
@@ -71,6 +72,7 @@ class Memorisation(NamedTuple):
     spacing: np.ndarray  # (m,) of that image from its nearest other training image
 
 
+@numerics.fixed()
 def neighbours(real: np.ndarray, fake: np.ndarray, *, k: int = 3, density_k: int = 5) -> Neighbours:
     """All of the above for features (n, d) and (m, d), n, m > k, n > density_k; `k` is that of precision and recall."""
     _positive(k, density_k)
@@ -101,6 +103,7 @@ def neighbours(real: np.ndarray, fake: np.ndarray, *, k: int = 3, density_k: int
     )
 
 
+@numerics.fixed()
 def nearest(queries: np.ndarray, among: np.ndarray | None = None, k: int = 1) -> Nearest:
     """The k nearest rows of `among` (m, d) to each query (n, d), m >= k; without it, of the other queries, n > k."""
     _positive(k)
@@ -119,6 +122,7 @@ def nearest(queries: np.ndarray, among: np.ndarray | None = None, k: int = 1) ->
     return Nearest(rows, np.sqrt(squared) / x.scale)
 
 
+@numerics.fixed()
 def memorisation(fake: np.ndarray, train: np.ndarray) -> Memorisation:
     """Features (m, d) of samples and (n, d) of the training set, n >= 2: only the latter's rows that are nearest to a
     sample look for their own neighbours, so a large training set costs m n distances and at most as many again."""

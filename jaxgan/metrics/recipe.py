@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.scipy.ndimage import map_coordinates
 
+from jaxgan import numerics
 from jaxgan.errors import InputError
 from jaxgan.metrics.detection import auroc
 
@@ -57,6 +58,7 @@ class Recipe:
         return dataclasses.replace(self, shift=0.0, rotate=0.0, zoom=1.0, mirror=False)
 
 
+@numerics.fixed()
 def fit(classifier: nn.Module, recipe: Recipe, parts: Sequence[Part], seed: int = 0) -> Any:
     """Parameters of a classifier, images -> (logits, features), after `recipe.steps` batches of the parts.
 
@@ -71,7 +73,7 @@ def fit(classifier: nn.Module, recipe: Recipe, parts: Sequence[Part], seed: int 
     rows = [order(rng, len(part.images), recipe.steps * share).reshape(-1, share) for part in parts]
     total = sum(part.weight for part in parts)
     weights = np.repeat([part.weight / total / share for part in parts], share).astype(np.float32)  # (b,)
-    shape, key = parts[0].images.shape[1:], jax.random.key(seed)
+    shape, key = parts[0].images.shape[1:], numerics.key(seed)
     carry = _start(classifier, recipe, shape, key)
     calls = math.ceil(recipe.steps * recipe.batch * math.prod(shape) / CALL)
     for steps in np.array_split(np.arange(recipe.steps), min(calls, recipe.steps)):
@@ -120,10 +122,10 @@ def augmented(key: jax.Array, images: jax.Array, recipe: Recipe) -> jax.Array:
     """Images (b, h, w, c), each changed by draws of its own, uniform in what the recipe allows."""
     if recipe.mirror:
         key, coin_key = jax.random.split(key)
-        coins = jax.random.bernoulli(coin_key, shape=(len(images), 1, 1, 1))
+        coins = jax.random.bernoulli(coin_key, jnp.float32(0.5), (len(images), 1, 1, 1))
         images = jnp.where(coins, images[:, :, ::-1], images)
     if recipe.shift or recipe.rotate or recipe.zoom != 1:
-        u = jax.random.uniform(key, (len(images), 4), minval=-1.0)
+        u = jax.random.uniform(key, (len(images), 4), jnp.float32, minval=-1.0)
         side = jnp.array(images.shape[1:3], jnp.float32)
         angle, zoom = np.radians(recipe.rotate) * u[:, 0], recipe.zoom ** u[:, 1]
         images = jax.vmap(moved)(images, angle, zoom, recipe.shift * side * u[:, 2:])
@@ -148,6 +150,7 @@ def _look(classifier, params, images):
     return jax.nn.softmax(logits)
 
 
+@numerics.fixed()
 def probabilities(classifier: nn.Module, params: Any, images: np.ndarray) -> np.ndarray:
     """Of each class, (n, k), for images uint8 (n, h, w, c); in batches of one shape."""
     found = []

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan import numerics
 from jaxgan.errors import InputError
 
 EPSILON = 1e-4
@@ -35,6 +36,7 @@ def slerp(a: jax.Array, b: jax.Array, t: jax.Array) -> jax.Array:
     return a * jnp.cos(angle) + across * jnp.sin(angle)
 
 
+@numerics.fixed()
 def path_length(
     features: Callable[[Any], np.ndarray],
     latents: tuple[jax.Array, jax.Array],
@@ -49,7 +51,7 @@ def path_length(
     first, second = latents
     if len(first) < 2:
         raise InputError(f"a path length of {len(first)} paths: expected at least 2")
-    t = jax.random.uniform(key, (len(first), 1))
+    t = jax.random.uniform(key, (len(first), 1), jnp.float32)
     radius = np.sqrt(first.shape[1])
     here, there = (np.asarray(features(radius * slerp(first, second, t + e)), np.float64) for e in (0.0, epsilon))
     lengths = np.square(here - there).reshape(len(first), -1).sum(1) / epsilon**2

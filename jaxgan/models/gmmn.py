@@ -73,7 +73,7 @@ class Autoencoder(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         codes = self.encoder(images, train)
         if train and self.noise:
-            codes = codes + self.noise * jax.random.normal(self.make_rng("noise"), codes.shape)
+            codes = codes + self.noise * jax.random.normal(self.make_rng("noise"), codes.shape, jnp.float32)
         return self.decoder(codes)
 
     def encode(self, images: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import tensorfile
+from jaxgan import numerics, tensorfile
 from jaxgan.errors import InputError
 from jaxgan.layers.conv import conv, same_padding
 from jaxgan.layers.resize import Resizing, resize, tensorflow
@@ -259,7 +259,7 @@ def convert(tensors: dict[str, np.ndarray], name: str) -> Any:
     InputError: entries that are missing, unknown, of another shape or not finite, by their names.
     """
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8)
-    params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
+    params = jax.eval_shape(Inception().init, numerics.key(0), image)["params"]
     kernels = {
         tuple(key.key for key in path[:-1]): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

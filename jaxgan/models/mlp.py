@@ -18,8 +18,16 @@ def _with_label(x: jax.Array, label: jax.Array | None, num_classes: int) -> jax.
     return x if label is None else jnp.concatenate([x, jax.nn.one_hot(label, num_classes, dtype=x.dtype)], axis=-1)
 
 
+def units(widths: Sequence[int], width: int) -> tuple[int, ...]:
+    """The units of each layer: `widths`, or where `width` is given that of the narrowest, the others in proportion."""
+    return tuple(max(1, width * n // min(widths)) for n in widths) if width else tuple(widths)
+
+
 class Generator(nn.Module):
-    """z (b, latent) -> images (b, *shape): dense layers of `widths`, batch norm and leaky ReLU 0.2, then tanh."""
+    """z (b, latent) -> images (b, *shape): dense layers of `widths`, batch norm and leaky ReLU 0.2, then tanh.
+
+    width: units of the narrowest layer, where the others keep their proportion to it; 0: `widths` as they are.
+    """
 
     shape: tuple[int, int, int]
     num_classes: int = 0
@@ -27,11 +35,12 @@ class Generator(nn.Module):
     widths: Sequence[int] = (256, 512, 1024)
     batch_norm: bool = True
     dtype: Any = jnp.float32
+    width: int = 0
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         x = _with_label(z.astype(self.dtype), label, self.num_classes)
-        for width in self.widths:
+        for width in units(self.widths, self.width):
             x = Dense(width, use_bias=not self.batch_norm, dtype=self.dtype)(x)
             if self.batch_norm:
                 x = BatchNorm(dtype=self.dtype)(x, train)
@@ -41,17 +50,18 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images (b, *shape) -> logits (b,): dense layers of `widths` with leaky ReLU 0.2."""
+    """images (b, *shape) -> logits (b,): dense layers of `widths` with leaky ReLU 0.2; `width` as the generator's."""
 
     shape: tuple[int, int, int]
     num_classes: int = 0
     widths: Sequence[int] = (1024, 512, 256)
     dtype: Any = jnp.float32
+    width: int = 0
     mixes_batch: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None = None, train: bool = False) -> jax.Array:
         x = _with_label(x.reshape(x.shape[0], -1).astype(self.dtype), label, self.num_classes)
-        for width in self.widths:
+        for width in units(self.widths, self.width):
             x = nn.leaky_relu(Dense(width, dtype=self.dtype)(x), 0.2)
         return Dense(1, dtype=self.dtype)(x).astype(jnp.float32)[:, 0]

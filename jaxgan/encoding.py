@@ -28,7 +28,7 @@ COMMA = re.compile(r"[+-]?[\d.]*(,[\d.]+)+")  # a number as it is written somewh
 MOST = 1000  # categories of a column that is not named as one of categories
 ALONE = 0.5  # share of rows whose value no other row has, above which the next row's is likely new too (Good, 1953)
 FEW = 20  # values, at most, that any column of words may have
-UNSEEN = 4.0  # of the column that says so, which is 0 in fitting: as far out as a standard score of 27
+UNSEEN = 1.0  # of the column that says so, which is 0 in fitting
 FARTHEST = 710.0  # arcsinh of the largest standard scores: the sinh of it is still a float64
 
 
@@ -317,13 +317,13 @@ def _is_mark(cells: np.ndarray) -> np.ndarray:
 def _is_words(column: Column) -> bool:
     """Whether a column holds words, rather than numbers of which some cells are not.
 
-    The greater part of its cells and of its distinct values are words then.
+    The greater part of its cells and of its distinct values are words then; a number with commas is none.
     """
-    read = tables.as_numbers(column)
     assert column.words is not None
-    number = ~np.isnan(read.numbers)
-    distinct = [len(np.unique(column.words[part])) for part in (number, read.stray)]
-    return bool(read.stray.sum() > number.sum()) and distinct[1] > distinct[0]
+    cells, counts = np.unique(column.words[tables.as_numbers(column).stray], return_counts=True)
+    word = np.array([COMMA.fullmatch(cell) is None for cell in cells.tolist()], bool)
+    known = column.words[~_is_mark(column.words)]
+    return bool(2 * counts[word].sum() > len(known) and 2 * word.sum() > len(np.unique(known)))
 
 
 def _is_identifier(column: Column) -> bool:

@@ -41,11 +41,9 @@ TRAINING = (
 
 
 def not_scoring(*names: str) -> dict[str, Need]:
-    """Of flags whose effect is on what was fitted, which `--mode=score` takes as it is."""
-    return {n: Need(lambda config: not scoring(config), f"in --mode=score: {_FITTED}", scoring) for n in names}
-
-
-_FITTED = "it is as in the fit of --workdir"
+    """Of flags that only training reads."""
+    why = "in --mode=score, which takes what was fitted as it is"
+    return {name: Need(lambda config: not scoring(config), why, scoring) for name in names}
 
 
 NEEDS = never("here: networks and losses are those of --method", "model", "loss")

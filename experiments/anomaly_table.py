@@ -115,8 +115,8 @@ def chosen(file: tables.File, config: Config) -> Table:
     return dataclasses.replace(found, anomalous=None) if config.label == "none" else found
 
 
-def kinds(known: Encoding, table: Table) -> str:
-    """What is to be said of the columns that are no numbers; empty if there are none."""
+def tell(known: Encoding, table: Table, test: Table | None) -> None:
+    """Says which columns are no numbers, and what categories of a table to test on fitting has not seen."""
     categories = [f"{c.name} ({len(c.categories):,})" for c in known.columns if isinstance(c, encoding.Words)]
     said = [f"columns of categories, and how many: {', '.join(categories)}"] if categories else []
     for column in table.columns:
@@ -126,7 +126,10 @@ def kinds(known: Encoding, table: Table) -> str:
             said.append(f"column {column.name!r} is left out: {count:,} values in {table.rows:,} rows; {keep}")
         elif column.marks is not None and any("," in cell for cell in column.marks.tolist()):
             said.append(f"column {column.name!r}: commas are read as thousands separators")
-    return "\n".join(f"{table.name}: {printable(line)}" for line in said)
+    for line in said:
+        print(f"{table.name}: {printable(line)}")
+    for line in unseen(known, test) if test else []:
+        lastwords.say(f"{test.name}: {line}", sys.stderr)  # type: ignore[union-attr]
 
 
 # --- training
@@ -141,8 +144,7 @@ def fit(config: Config) -> None:
         rows = f"all {len(places):,} rows{without(table, places)} are taken to be normal"
         print(f"{table.name} has no labels that are known of: {rows}")
     task = encoded(config, table, test, config.seed, halves=False)
-    if said := kinds(task.encoding, table):
-        print(said)
+    tell(task.encoding, table, test)
     calibration.find(config.method)
     detection.threshold(np.arange(len(task.held)), config.false_positive_rate)  # there are enough for one
     if config.dry_run:
@@ -205,7 +207,7 @@ def score(config: Config) -> None:
     left = f"; {table.rows - len(places)} with missing values are left out" if len(places) < table.rows else ""
     print(f"{said}{left}{limited}; wrote {config.out}")
     for line in unseen(trained.encoding, table):
-        lastwords.say(line, sys.stderr)
+        lastwords.say(f"{table.name}: {line}", sys.stderr)
     if labels is not None and labels.any() and not labels.all():
         again = stored.get("table") == list(config.table)
         print(figures(scores, labels, "rows, some of which it was trained on" if again else "rows"))
@@ -248,9 +250,8 @@ def unseen(known: Encoding, table: Table) -> list[str]:
         column = next(column for column in table.columns if column.name == name)
         values = sorted(set(column.texts[where].tolist()))
         some = ", ".join(repr(value[:40]) for value in values[:LISTED]) + (" ..." if len(values) > LISTED else "")
-        said.append(
-            f"column {name!r}: {where.sum():,} of {table.rows:,} rows have a category that fitting has not seen: {some}"
-        )
+        counted = f"{where.sum():,} of {table.rows:,} rows have a category that fitting has not seen"
+        said.append(f"column {name!r}: {counted}: {some}")
     return said
 
 
@@ -316,8 +317,7 @@ def benchmark(config: Config) -> None:
         if table.anomalous is None:
             raise InputError(f"{path} has no labels to measure by; --label=COLUMN says where they are")
         # All that can be wrong, before the first is trained.
-        if said := kinds(encoded(config, table, test, config.seed, halves=True).encoding, table):
-            print(said)
+        tell(encoded(config, table, test, config.seed, halves=True).encoding, table, test)
     calibration.find(config.method)
     if config.dry_run:
         print(f"would measure {config.method} on {', '.join(names.values())}, {config.repeats} times each")

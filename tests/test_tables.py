@@ -191,12 +191,12 @@ def test_a_stray_cell_is_named_and_makes_no_categories(tmp_path):
         with pytest.raises(InputError) as error:
             encoding.fit(found, categorical)
         assert str(error.value).endswith(
-            "row 99, column 'a' holds 'oops', no number (1 of 100 cells are none); expected a number; correct the cell, "
-            "or leave it empty with --missing=drop (the row) or --missing=median (of the column), or --drop=a"
+            "row 99, column 'a' holds 'oops', no number (1 of 100 cells are none); expected a number; correct the "
+            "cell, or leave it empty with --missing=drop (the row) or --missing=median (of the column), or --drop=a"
         )
     known = encoding.fit(table(tmp_path, ["a,b", *NUMBERS]), ["auto"])
     with pytest.raises(
-        InputError, match="row 99, column 'a' holds 'oops', no number .*; expected a number, as in fitting"
+        InputError, match=r"row 99, column 'a' holds 'oops', no number .*; expected a number, as in fitting"
     ):
         known.encode(found)
     # Of few values, which may be codes, it is asked; one that is named is taken for categories.

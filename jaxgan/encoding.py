@@ -207,8 +207,10 @@ def typed(table: Table, categorical: Sequence[str] = ()) -> Table:
     named = {table.place(column, "--categorical") for column in categorical if column != AUTO}
     columns = []
     for i, column in enumerate(table.columns):
-        if i not in named and column.words is not None and not column.left_out:
-            if AUTO in categorical and _is_words(column):
+        if column.words is not None and column.left_out is None:
+            if i in named:
+                column = column._replace(left_out=False)
+            elif AUTO in categorical and _is_words(column):
                 column = column._replace(left_out=_is_identifier(column))
             else:
                 column = _numeric(table, column, "")

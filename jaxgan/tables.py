@@ -50,7 +50,7 @@ class Column(NamedTuple):
     numbers: np.ndarray | None
     words: np.ndarray | None = None  # text; "" where missing
     marks: np.ndarray | None = None  # (n,) the cells of `words` that became `numbers`, for messages
-    left_out: bool = False  # too many values to be categories; it is not encoded
+    left_out: bool | None = None  # of words: not to be encoded, or to be categories; None before that is decided
 
     @property
     def texts(self) -> np.ndarray:

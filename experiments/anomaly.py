@@ -6,7 +6,7 @@
 
 Of labelled images one class is normal (`--normal=3`), or each in turn (`--normal=all`), which is how the literature
 measures a method: by the mean area under the ROC curve (AUROC) over the classes. Some normal images are held out for
-the threshold. Tables are for experiments/anomaly_table.py.
+the threshold. Tables are for experiments/anomaly_table.py. In Python: `jaxgan.image_detector`.
 """
 
 import dataclasses
@@ -15,54 +15,49 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import anomaly_scores, image
+from experiments import anomaly_scores
 from jaxgan import classes as class_lists
-from jaxgan import data, files, flags, lastwords, loop, parallel, report, sources, workdir
-from jaxgan.anomaly import calibration, detector, parts
+from jaxgan import data, files, flags, image_detector, lastwords, loop, parallel, report, sources, workdir
+from jaxgan.anomaly import calibration, detector
 from jaxgan.anomaly.detector import Detector
-from jaxgan.config import Common
 from jaxgan.errors import InputError, unknown
 from jaxgan.flags import Need, option
-from jaxgan.game import Game, State
+from jaxgan.image_detector import SHOWN, ImageOptions, Task, split, train
 from jaxgan.metrics import detection
-from jaxgan.several import each, several
 
-LEAST = 20  # normal images
 TESTED = 5  # one image in so many is for testing, where a labelled set has no split for it
-SEEN = 1000  # training images that say how large residuals are
-SHOWN = 32  # images in a sheet of heat maps
-OWN = re.compile(r"sheet\.png|\d{4,}-\d{6,}\.png")  # what this script writes into --heatmaps
+NAMED = 150  # bytes, at most, of an image's own name in that of its picture
+OWN = re.compile(r"sheet\.png|\d{4,}-\d{6,}(-.+)?\.png")  # what this script writes into --heatmaps
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Common):
-    needs: ClassVar[Mapping[str, Need]] = anomaly_scores.NEEDS | {
-        "test_split": Need(lambda c: c.normal != "", "without --normal, the class that is normal")
-    }
+class Config(ImageOptions):
+    needs: ClassVar[Mapping[str, Need]] = (
+        anomaly_scores.not_scoring(*anomaly_scores.TRAINING, "gan_steps", "normal", "mirror")
+        | anomaly_scores.NEEDS
+        | anomaly_scores.only("score", "but in --mode=score", "overwrite", "allow_code")
+        | {
+            "test_split": Need(
+                lambda c: c.normal != "" and c.mode == "fit",
+                "without --normal, the class that is normal, or in --mode=score",
+                anomaly_scores.scoring,
+            ),
+            "num_heatmaps": Need(lambda c: c.heatmaps, "without --heatmaps", anomaly_scores.scoring),
+        }
+    )
 
     mode: str = option("fit", "fit: train on normal images; score: look at others", ("fit", "score"), resumable=True)
-    method: str = option("joint", "a module of jaxgan/anomaly, or your own: joint, fanogan, bigan, ganomaly, pkg.mine")
     normal: str | None = option(
         None,
         "the class that is normal, by name or number; all: each in turn; empty: all images are; none: all, or, of a "
         "folder or file with classes, to be given",
     )
     test_split: str = option("", "split to measure on; empty: every fifth image of a labelled set", resumable=True)
-    steps: int = option(600, "training steps, over which the learning rates fall")
-    gan_steps: int = option(1500, "of the GAN that fanogan trains first")
-    width: int = option(16, "channels of the widest layer of the networks")
-    latent: int = option(16, "dimension of the latent")
-    rate: float = option(1.0, "factor of the method's own learning rates")
-    held_out: int = option(5, "one normal image in so many is held out, for the threshold")
-    seeds: int = option(1, "detectors trained at once, whose mean scores; three cost a GPU little more than one")
-    sample_every: int = option(0, "steps between pictures of images and what they are taken for", resumable=True)
     out: str = option("", "for --mode=score: a file.csv", resumable=True)
     heatmaps: str = option("", "for --mode=score: a folder for pictures of what is anomalous", resumable=True)
     num_heatmaps: int = option(100, "at most so many, the highest scores first", resumable=True)
@@ -93,8 +88,7 @@ PRESETS["mnist_ganomaly"] = PRESETS["mnist"] | {"method": "ganomaly"}
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
     anomaly_scores.check(config, ("width", "latent", "seeds", "gan_steps", "num_heatmaps"), folders=("heatmaps",))
-    if config.gan_steps >= 2**31:
-        raise InputError(f"--gan_steps={config.gan_steps}: expected at most {2**31 - 1:,}")
+    image_detector.check(config)
 
 
 def main(config: Config) -> None:
@@ -107,23 +101,12 @@ def main(config: Config) -> None:
     fit(config)
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is normal, and what to measure on: `anomalous` are bool (n,) labels of `test`, None without labels."""
-
-    name: str
-    train: data.Source
-    held: data.Source
-    test: data.Source | None
-    anomalous: np.ndarray | None
-
-
-def load(config: Config, split: str) -> data.Source:
+def load(config: Config, part: str) -> data.Source:
     options: tuple[str, ...] = ("data_dir", "manual_dir", "size", "crop", "channels")
     chosen = {name: getattr(config, name) for name in options}
     cache = loop.cache_dir() / "decoded"
     return data.load(
-        config.dataset, split, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **chosen
+        config.dataset, part, cache=cache, skip_bad=config.skip_bad_images, prepare=not config.dry_run, **chosen
     )
 
 
@@ -139,13 +122,13 @@ def tasks(config: Config) -> list[Task]:
     rows = np.arange(source.num_examples)
     if source.num_classes == 0 and test is not None and test.num_classes > 1:  # as those of MVTec AD are
         (name,) = classes(normal, _names(test))
-        return [_task(config, name, source, rows, test, _others(test, name))]
+        return [split(config, name, source, rows, test, _others(test, name))]
     if not normal or source.num_classes == 0:
         if normal not in ("", "all"):
             raise InputError(f"--normal={normal}, but {config.dataset} has no classes; expected --normal=")
         if config.test_split:
             lastwords.say(f"nothing is measured on --test_split={config.test_split}: no class is normal", sys.stderr)
-        return [_task(config, "", source, rows, None, None)]
+        return [split(config, "", source, rows, None, None)]
     if source.num_classes < 2:
         raise InputError(f"{config.dataset} has one class only; expected anomalies too, or --normal= for none")
     if test is None:
@@ -154,7 +137,7 @@ def tasks(config: Config) -> list[Task]:
     found = []
     for name in classes(normal, _names(source), several=True):
         chosen = rows[label == _names(source).index(name)]
-        found.append(_task(config, name, source, chosen, test, _others(test, name)))
+        found.append(split(config, name, source, chosen, test, _others(test, name)))
     return found
 
 
@@ -191,17 +174,6 @@ def classes(normal: str, names: tuple[str, ...], several: bool = False) -> list[
     return [names[k] for k in class_lists.resolve([normal], names, len(names), "the data", "--normal")]
 
 
-def _task(
-    config: Config, name: str, source: data.Source, rows: np.ndarray, test: data.Source | None, anomalous: Any
-) -> Task:
-    if len(rows) < max(LEAST, 2 * config.held_out):
-        which = f" of class {name}" if name else ""
-        raise InputError(f"{len(rows)} normal images{which}: expected {max(LEAST, 2 * config.held_out)} or more")
-    rows = np.random.default_rng(0).permutation(rows)  # files may lie in an order that means something
-    held = np.arange(len(rows)) % config.held_out == 0
-    return Task(name, source.subset(rows[~held]), source.subset(rows[held]), test, anomalous)
-
-
 def fit(config: Config) -> None:
     method = calibration.find(config.method)
     devices = parallel.devices_for(config.batch_size, config.devices)
@@ -227,74 +199,6 @@ def fit(config: Config) -> None:
         written = {"method": config.method, "mean_auroc": mean, "classes": table}
         with workdir.storing(config):
             files.write(workdir.of(config) / "report.json", json.dumps(written, indent=2) + "\n")
-
-
-def train(config: Config, method: Any, task: Task, devices: list[jax.Device]) -> Detector:
-    """The detector of the run in `config.workdir`, trained as far as it is not."""
-    source = task.train
-    networks = method.networks(source.shape, config.width, config.latent, jnp.dtype(config.dtype))
-    play = functools.partial(run, networks=networks, task=task, devices=devices)
-    before: dict[str, Any] = {}
-    if hasattr(method, "first"):
-        plan = parts.Plan(config.gan_steps * config.batch_size, config.rate)
-        gan = dataclasses.replace(config, workdir=f"{config.workdir}/gan", steps=config.gan_steps)
-        before = play(gan, several(method.first(networks, plan), config.seeds))
-    plan = parts.Plan(config.steps * config.batch_size, config.rate)
-    game = several(method.game(networks, plan), config.seeds)
-    weights = each(play(config, game, before, sample=pairs(method, networks, task, config.seeds)), config.seeds)
-    rows = np.arange(min(SEEN, source.num_examples))
-    held = data.read_all(task.held)["image"]
-    trained = Detector.of(method, networks, weights, source.read(rows)["image"], held)
-    with workdir.storing(config):
-        trained.save(workdir.of(config))
-    return trained
-
-
-def run(
-    config: Config,
-    game: Game,
-    before: parts.Weights | None = None,
-    *,
-    networks: parts.Networks,
-    task: Task,
-    devices: list[jax.Device],
-    sample: Any = None,
-) -> dict[str, Any]:
-    """Plays a game, whose players begin with weights of a game `before` -> their weights, with an axis of seeds."""
-    names: tuple[str, ...] = ("batch_size", "seed", "placement", "resident_gb", "mirror")
-    options = {name: getattr(config, name) for name in names}
-    feed = data.place(task.train, draws=game.draws, devices=devices, **options)
-    about = {"networks": calibration.named(networks), "normal": task.name}
-    state = loop.run(
-        game,
-        feed,
-        config,
-        example=image.example_of(task.train),
-        devices=devices,
-        about=about,
-        sample=sample,
-        begin_from=lambda state: parts.beginning(state, before or {}),
-    )
-    return jax.device_get(parts.of(state))
-
-
-def pairs(method: Any, networks: parts.Networks, task: Task, seeds: int) -> Callable[[State], np.ndarray]:
-    """Held-out and, if there are any, anomalous images; to the right of each, what it is taken for."""
-
-    @functools.cache
-    def shown() -> np.ndarray:
-        images = task.held.read(np.arange(min(SHOWN // 2, task.held.num_examples)))["image"]
-        if task.test is None or task.anomalous is None:
-            return images
-        return np.concatenate([images, task.test.read(np.flatnonzero(task.anomalous)[: SHOWN // 2])["image"]])
-
-    def sample(state: State) -> np.ndarray:
-        weights = each(parts.of(state), seeds)[0]
-        again = method.residuals(networks, weights, data.to_float(jnp.asarray(shown()))).images
-        both = jnp.stack([data.to_float(jnp.asarray(shown())), again], 1)
-        return report.grid(both.reshape(-1, *both.shape[2:]), columns=8)
-
-    return sample
 
 
 def measure(task: Task, trained: Detector, rate: float) -> dict[str, Any]:
@@ -331,7 +235,9 @@ def score(config: Config) -> None:
         )
     trained = detector.load(config.workdir, allow=config.allow_code)
     trained.calibration.threshold(config.false_positive_rate)  # there are enough for one
-    source = load(config, config.split)
+    stored, given = flags.read(run)["config"], flags.given(config)
+    shaped = {name: stored[name] for name in ("size", "crop", "channels") if name in stored and name not in given}
+    source = load(dataclasses.replace(config, **shaped), config.split)
     if source.shape != tuple(trained.shape):
         h, w, c = trained.shape
         raise InputError(
@@ -362,8 +268,15 @@ def draw(config: Config, trained: Detector, source: data.Source, rows: np.ndarra
     tiles = np.stack([overlaid(*x) for x in zip(images, found.images, found.heat, strict=True)])
     three, h, w = tiles.shape[1:4]
     for rank, (row, one) in enumerate(zip(rows, tiles, strict=True)):
-        report.save_png(folder / f"{rank:04d}-{row:06d}.png", report.grid(one, columns=three))
+        name = f"-{picture_name(source.files[row])}" if source.files else ""
+        report.save_png(folder / f"{rank:04d}-{row:06d}{name}.png", report.grid(one, columns=three))
     report.save_png(folder / "sheet.png", report.grid(tiles[:SHOWN].reshape(-1, h, w, 3), columns=4 * three))
+
+
+def picture_name(file: str) -> str:
+    """The path of an image as a part of the name of a file: `broken_012` for `broken/012.png`."""
+    name = re.sub(r"[^\w.-]+", "_", file.rpartition(".")[0] or file).strip("_.")
+    return name.encode()[-NAMED:].decode(errors="ignore")
 
 
 def overlaid(image: np.ndarray, again: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -2,16 +2,21 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxgan import files
+from jaxgan.anomaly import calibration
 from jaxgan.anomaly.calibration import Calibration
 from jaxgan.config import NEEDS as COMMON
 from jaxgan.errors import InputError
 from jaxgan.flags import Need
+
+
+def scoring(config: Any) -> bool:
+    return config.mode == "score"
 
 
 def never(why: str, *names: str) -> dict[str, Need]:
@@ -20,7 +25,26 @@ def never(why: str, *names: str) -> dict[str, Need]:
     def zero(name: str) -> Callable[[Any], bool]:
         return lambda config: not getattr(config, name)
 
-    return {name: Need(zero(name), why) for name in names}
+    return {name: Need(zero(name), why, scoring) for name in names}
+
+
+def only(mode: str, why: str, *names: str) -> dict[str, Need]:
+    """Of flags that have an effect in one mode alone."""
+    return {name: Need(lambda config: config.mode == mode, why) for name in names}
+
+
+# Of both scripts, what training takes, and has no effect on scoring.
+TRAINING = (
+    *("method", "seed", "seeds", "steps", "steps_per_call", "batch_size", "width", "latent", "rate", "held_out"),
+    *("dtype", "devices", "placement", "resident_gb", "checkpoint_every", "keep", "tensorboard", "profile"),
+    *("call_timeout", "on_nonfinite", "rollbacks", "sample_every"),
+)
+
+
+def not_scoring(*names: str) -> dict[str, Need]:
+    """Of flags that only training reads."""
+    why = "in --mode=score, which takes what was fitted as it is"
+    return {name: Need(lambda config: not scoring(config), why, scoring) for name in names}
 
 
 NEEDS = COMMON | never("here: networks and losses are those of --method", "model", "loss")
@@ -29,13 +53,7 @@ NEEDS |= never("here: nothing is evaluated on the way", "eval_every", "eval_samp
 
 def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> None:
     """What can be wrong with the flags of both scripts: `positive` are to be at least 1; `folders` are for scoring."""
-    for name in positive:
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name}={getattr(config, name)}: expected at least 1")
-    if config.held_out < 2:
-        raise InputError(f"--held_out={config.held_out}: expected at least 2, one in two")
-    if not config.rate > 0:
-        raise InputError(f"--rate={config.rate}: expected above 0")
+    calibration.check_options(config, positive)
     if not 0 < config.false_positive_rate < 1:
         raise InputError(f"--false_positive_rate={config.false_positive_rate}: expected above 0 and below 1")
     given = [name for name in ("out", *folders) if getattr(config, name)]
@@ -54,17 +72,35 @@ def check(config: Any, positive: Sequence[str], folders: Sequence[str] = ()) -> 
 
 
 def write(
-    config: Any, known: Calibration, what: str, names: Sequence[Any], scores: np.ndarray, labels: Sequence[Any] | None
+    config: Any,
+    known: Calibration,
+    what: str,
+    names: Sequence[Any],
+    scores: np.ndarray,
+    labels: Sequence[Any] | None,
+    *,
+    ids: Sequence[Any] | None = None,
+    more: Mapping[str, Sequence[Any]] | None = None,
 ) -> str:
-    """Writes --out, of each `what` a row in the order given -> what there is to say of them."""
+    """Writes --out, of each `what` a row in the order given -> what there is to say of them.
+
+    ids: what else each is called, a column after its name. more: further columns.
+    """
     limit = known.threshold(config.false_positive_rate)
     flagged = scores > limit
+    columns: dict[str, Sequence[Any]] = {what: names}
+    columns |= {} if ids is None else {"id": ids}
+    columns |= {
+        "score": [f"{value:.6g}" for value in scores],
+        "p_value": [f"{p:.4g}" for p in known.p_values(scores)],
+        "anomalous": flagged.astype(int).tolist(),
+    }
+    columns |= {} if labels is None else {"label": labels}
+    columns |= more or {}
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([what, "score", "p_value", "anomalous", *([] if labels is None else ["label"])])
-    for i, (name, value, p) in enumerate(zip(names, scores, known.p_values(scores), strict=True)):
-        own = [] if labels is None else [labels[i]]
-        writer.writerow([name, f"{value:.6g}", f"{p:.4g}", int(flagged[i]), *own])
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     try:
         files.write(files.reach(config.out), buffer.getvalue())
     except OSError as error:

@@ -6,50 +6,54 @@
     python -m experiments.anomaly_table --mode=benchmark --table=a.npz,b.mat --workdir=runs/benchmark
 
 Tables are npz, npy, mat, csv, tsv or txt, also .gz, or breast_cancer, which is inside the installation. Where rows have
-labels, anomalies are kept from training, and measured on. `benchmark` repeats the protocol of the literature beside
-IsolationForest, OneClassSVM and LocalOutlierFactor of scikit-learn, on the same rows: train on half of the normal rows,
-test on the other half and all anomalies, or on --test_table; F1 where as many are flagged as are anomalous.
+labels, anomalies are kept from training, and measured on. `score` writes of each row its score, and the two columns
+without which it would be the least anomalous. `benchmark` repeats the protocol of the literature beside
+IsolationForest, OneClassSVM and LocalOutlierFactor of scikit-learn, the fifth nearest neighbor, and ECOD, on the same
+rows: train on half of the normal rows, test on the other half and all anomalies, or on --test_table; F1 where as many
+are flagged as are anomalous. In Python: `jaxgan.table_detector`.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import anomaly_scores
-from jaxgan import data, encoding, files, flags, loop, parallel, sources, tables, workdir
-from jaxgan.anomaly import calibration, parts, tabular
+from jaxgan import encoding, files, flags, lastwords, loop, parallel, table_detector, tables, workdir
+from jaxgan.anomaly import calibration, classical, tabular
 from jaxgan.anomaly.tabular import Detector
-from jaxgan.config import Common
 from jaxgan.encoding import Encoding
-from jaxgan.errors import InputError
+from jaxgan.errors import InputError, printable
 from jaxgan.flags import Need, option
 from jaxgan.metrics import detection
-from jaxgan.several import each, several
+from jaxgan.table_detector import TableOptions, Task, encoded, kept, normal_rows, train, without
 from jaxgan.tables import Table
 
-LEAST = 10  # rows to train on, and to hold out
-SEEN = 10_000  # training rows that say how large residuals are
 IMAGES = ("split", "data_dir", "manual_dir", "size", "crop", "channels", "skip_bad_images", "mirror")
-NEEDS = anomaly_scores.NEEDS | anomaly_scores.never("here: it is for images", *IMAGES)
+EXPLAINED = 2_000_000  # rows times columns: the most scores that are computed to say which columns weighed most
+LISTED = 5  # values of a category that was not seen, at most, in a line
+NEEDS = anomaly_scores.not_scoring(*anomaly_scores.TRAINING, "categorical")
+NEEDS |= anomaly_scores.NEEDS | anomaly_scores.never("here: it is for images", *IMAGES)
 NEEDS |= anomaly_scores.never("here: nothing is drawn on the way", "sample_every")
-LATENT = 32  # dimensions of the latent, at most, where none are asked for: half as many as columns
+NEEDS |= anomaly_scores.only("benchmark", "but in --mode=benchmark", "repeats")
+NEEDS |= anomaly_scores.only("score", "but in --mode=score", "overwrite", "allow_code")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Common):
+class Config(TableOptions):
     needs: ClassVar[Mapping[str, Need]] = NEEDS
 
     mode: str = option(
         "fit",
-        "fit: train on normal rows; score: look at others; benchmark: measure beside scikit-learn",
+        "fit: train on normal rows; score: look at others; benchmark: measure beside other methods",
         ("fit", "score", "benchmark"),
     )
     table: tuple[str, ...] = option(("breast_cancer",), "a file; for --mode=benchmark several")
@@ -57,26 +61,13 @@ class Config(Common):
     label: str = option("", "column that says what a row is, by name or number; none: no labels")
     normal: str = option("", "its value for normal rows; empty: 0 of labels 0 and 1")
     drop: tuple[str, ...] = option((), "columns to leave out, by name or number")
-    categorical: tuple[str, ...] = option((), "columns of categories, by name or number; auto: those of words")
-    missing: str = option("error", "for missing values: drop the row, or take the column's median", encoding.POLICIES)
+    id: str = option("", "column that says which row it is, by name or number: left out, and kept in --out")
     header: str = option("auto", "whether text begins with names", ("auto", "yes", "no"))
-    method: str = option("contrast", "a module of jaxgan/anomaly, or your own: contrast, alad, egbad, pkg.mine")
-    steps: int = option(600, "training steps, over which the learning rates fall")
-    steps_per_call: int = option(200, "steps in one compiled call; a row of metrics.jsonl each")
-    batch_size: int = option(128, "rows a step, over all devices")
-    width: int = option(64, "units of a layer")
-    latent: int = option(0, f"dimension of the latent; 0: half as many as columns, at most {LATENT}")
-    rate: float = option(1.0, "factor of the method's own learning rates")
-    held_out: int = option(5, "one normal row in so many is held out, for the threshold")
-    seeds: int = option(3, "networks trained at once, whose mean scores")
     repeats: int = option(5, "of a benchmark: other halves of the normal rows, other seeds", resumable=True)
     out: str = option("", "for --mode=score: a file.csv", resumable=True)
     false_positive_rate: float = option(0.05, "of normal rows, at most so many are flagged", resumable=True)
     overwrite: bool = option(False, "replace --out if it exists", resumable=True)
     allow_code: bool = option(False, "run code from outside jaxgan, if the run names a method there", resumable=True)
-    eval_every: int = option(0, "nothing is evaluated on the way", resumable=True)
-    sample_every: int = option(0, "nothing is drawn on the way", resumable=True)
-    checkpoint_every: int = option(0, "steps between checkpoints; 0: only the last", resumable=True)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,9 +81,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def check(config: Config) -> None:
     """What can be wrong with the flags of this script, in the words of the flags."""
     anomaly_scores.check(config, ("width", "seeds", "repeats"))
-    if config.latent < 0:
-        raise InputError(f"--latent={config.latent}: expected at least 1, or 0 for half of the columns")
-    if config.dataset != Common.dataset:
+    table_detector.check(config)
+    if config.dataset != TableOptions.dataset:
         raise InputError(f"--dataset={config.dataset} is for images; expected --table=FILE")
     if not config.table or (len(config.table) > 1 and config.mode != "benchmark"):
         raise InputError(f"--table={','.join(config.table)}: expected one; only --mode=benchmark takes several")
@@ -114,93 +104,35 @@ def main(config: Config) -> None:
 
 
 def read(config: Config, path: str) -> Table:
+    """The table to fit to or to test on, its columns as numbers or categories, as --categorical says."""
+    return encoding.typed(chosen(tables.load(path, config.header), config), config.categorical)
+
+
+def chosen(file: tables.File, config: Config) -> Table:
+    """The columns that the flags leave, and labels if there are to be some."""
     label = "" if config.label == "none" else config.label
-    found = tables.read(path, label=label, normal=config.normal, drop=config.drop, header=config.header)
+    found = file.select(label=label, normal=config.normal, drop=config.drop, id=config.id)
     return dataclasses.replace(found, anomalous=None) if config.label == "none" else found
 
 
-class Task(NamedTuple):
-    """Encoded rows, float32 (n, d). `anomalous` is of the rows of `test`; None without labels."""
-
-    encoding: Encoding
-    train: np.ndarray
-    held: np.ndarray
-    test: np.ndarray | None
-    anomalous: np.ndarray | None
-
-
-def kept(config: Config, table: Table) -> np.ndarray:
-    """Places of the rows that are not dropped for a missing value."""
-    return encoding.whole(table, "drop") if config.missing == "drop" else np.arange(table.rows)
-
-
-def normal_rows(config: Config, table: Table) -> np.ndarray:
-    """Places of the normal rows among those kept of `table`. Raises InputError for labels of one class."""
-    places = kept(config, table)
-    if table.anomalous is None:
-        return places
-    anomalous = table.anomalous[places]
-    if anomalous.all() or not anomalous.any():
-        kind = "anomalous" if anomalous.all() else "normal"
-        rows = f"{len(places)} rows{without(table, places)} of {table.name}"
-        raise InputError(f"all {rows} are {kind} by their labels; expected some of both")
-    return places[~anomalous]
-
-
-def without(table: Table, places: np.ndarray) -> str:
-    """What is to be said of the rows that are kept, if some are not."""
-    return "" if len(places) == table.rows else " without a missing value"
-
-
-def encoded(config: Config, table: Table, test: Table | None, seed: int, halves: bool) -> Task:
-    """Normal rows in an order by `seed`: of every two, where `halves`, one is for the test, or else one of `held_out`.
-
-    Those held out for the threshold are normal rows that training does not see. Without halves they are the test's too.
-    """
-    if test is not None and (table.anomalous is None) != (test.anomalous is None):
-        raise InputError(f"{(table if table.anomalous is None else test).name} has no labels; the other table has")
-    rows = np.random.default_rng(seed).permutation(normal_rows(config, table))
-    own = halves and test is None
-    first, rest = (rows[::2], rows[1::2]) if own else (rows, rows[:0])
-    held = np.arange(len(first)) % config.held_out == 0
-    train = first if halves else first[~held]
-    if min(len(train), held.sum()) < LEAST:
-        raise InputError(
-            f"{table.name} has {len(rows)} normal rows{without(table, kept(config, table))}, {len(train)} to train on "
-            f"and {held.sum()} to hold out; expected at least {LEAST} of each"
-        )
-    known = encoding.fit(table, config.categorical, config.missing, train)
-    seen, outside = (known.encode(table.take(part))[0] for part in (train, first[held]))
-    if table.anomalous is None:
-        return Task(known, seen, outside, None, None)
-    if test is None:
-        test = table.take(np.concatenate([rest if own else first[held], np.flatnonzero(table.anomalous)]))
-    else:
-        normal_rows(config, test)  # has some of both
-    tested, places = known.encode(test)
-    assert test.anomalous is not None
-    return Task(known, seen, outside, tested, test.anomalous[places])
+def tell(known: Encoding, table: Table, test: Table | None) -> None:
+    """Says which columns are no numbers, and what categories of a table to test on fitting has not seen."""
+    categories = [f"{c.name} ({len(c.categories):,})" for c in known.columns if isinstance(c, encoding.Words)]
+    said = [f"columns of categories, and how many: {', '.join(categories)}"] if categories else []
+    for column in table.columns:
+        if column.left_out:
+            count = len(set(column.texts.tolist()))
+            keep = f"--categorical=auto,{column.name} keeps it, --id={column.name} copies it to the scores"
+            said.append(f"column {column.name!r} is left out: {count:,} values in {table.rows:,} rows; {keep}")
+        elif column.marks is not None and any("," in cell for cell in column.marks.tolist()):
+            said.append(f"column {column.name!r}: commas are read as thousands separators")
+    for line in said:
+        print(f"{table.name}: {printable(line)}")
+    for line in unseen(known, test) if test else []:
+        lastwords.say(f"{test.name}: {line}", sys.stderr)  # type: ignore[union-attr]
 
 
 # --- training
-
-
-def train(config: Config, task: Task, devices: list[jax.Device]) -> Detector:
-    """The detector of the run in `config.workdir`, trained as far as it is not."""
-    method = calibration.find(config.method)
-    width = task.train.shape[1]
-    latent = config.latent or min(-(-width // 2), LATENT)
-    networks = method.networks((width,), config.width, latent, jnp.dtype(config.dtype))
-    game = several(method.game(networks, parts.Plan(config.steps * config.batch_size, config.rate)), config.seeds)
-    source = sources.of_rows("the table", task.train)
-    # The order of the rows is the same for each seed: it is a constant of the program, which is then compiled once.
-    options: tuple[str, ...] = ("batch_size", "placement", "resident_gb")
-    feed = data.place(source, draws=game.draws, devices=devices, **{name: getattr(config, name) for name in options})
-    example = {"image": np.zeros((2, width), np.float32), "label": np.zeros(2, np.int32), "row": np.arange(2)}
-    about = {"networks": calibration.named(networks), "columns": list(task.encoding.names)}
-    state = loop.run(game, feed, config, example=example, devices=devices, about=about)
-    weights = each(jax.device_get(parts.of(state)), config.seeds)
-    return Detector.of(method, networks, weights, task.encoding, task.train[:SEEN], task.held)
 
 
 def fit(config: Config) -> None:
@@ -212,6 +144,7 @@ def fit(config: Config) -> None:
         rows = f"all {len(places):,} rows{without(table, places)} are taken to be normal"
         print(f"{table.name} has no labels that are known of: {rows}")
     task = encoded(config, table, test, config.seed, halves=False)
+    tell(task.encoding, table, test)
     calibration.find(config.method)
     detection.threshold(np.arange(len(task.held)), config.false_positive_rate)  # there are enough for one
     if config.dry_run:
@@ -245,31 +178,108 @@ def figures(scores: np.ndarray, anomalous: np.ndarray, rows: str = "test rows") 
 
 
 def score(config: Config) -> None:
-    """Writes the CSV. What the flags do not say of the columns is as in fitting, if the table has them all."""
+    """Writes the CSV. What the flags do not say of the columns is as in fitting, if the table has them."""
     trained = tabular.load(config.workdir, allow=config.allow_code)
     trained.calibration.threshold(config.false_positive_rate)  # there are enough for one
-    table = bare = read(config, config.table[0])
-    if len(bare.columns) > len(trained.encoding.columns) and not (config.label or config.drop):
-        stored = flags.read(files.reach(config.workdir))["config"]
-        kept = {name: stored.get(name) or getattr(config, name) for name in ("label", "normal", "drop")}
-        table = read(dataclasses.replace(config, **kept), config.table[0])
+    stored, given = flags.read(files.reach(config.workdir))["config"], flags.given(config)
+    if "header" not in given:
+        config = dataclasses.replace(config, header=stored.get("header") or config.header)
+    if "missing" in given:
+        trained = dataclasses.replace(trained, encoding=dataclasses.replace(trained.encoding, missing=config.missing))
+    file = tables.load(config.table[0], config.header)
+    config = dataclasses.replace(config, **columns_of(file, trained.encoding, stored, given))
+    table = chosen(file, config)
     x, places = trained.encoding.encode(table)
     scores = trained.look(x).mean(0)
-    known = None if table.anomalous is None else table.anomalous[places]
-    labels = None if known is None else known.astype(int).tolist()
-    said = anomaly_scores.write(config, trained.calibration, "row", places.tolist(), scores, labels)
+    labels = None if table.anomalous is None else table.anomalous[places]
+    ids = file.texts(config.id, "--id")[places].tolist() if config.id else None
+    top, limited = weightiest(trained, x, scores)
+    said = anomaly_scores.write(
+        config,
+        trained.calibration,
+        "row",
+        places.tolist(),
+        scores,
+        None if labels is None else labels.astype(int).tolist(),
+        ids=ids,
+        more={"top_column": top[0], "second_column": top[1]},
+    )
     left = f"; {table.rows - len(places)} with missing values are left out" if len(places) < table.rows else ""
-    print(f"{said}{left}; wrote {config.out}")
-    if known is not None and known.any() and not known.all():
-        seen = flags.read(files.reach(config.workdir))["config"].get("table") == list(config.table)
-        print(figures(scores, known, "rows, some of which it was trained on" if seen else "rows"))
+    print(f"{said}{left}{limited}; wrote {config.out}")
+    for line in unseen(trained.encoding, table):
+        lastwords.say(f"{table.name}: {line}", sys.stderr)
+    if labels is not None and labels.any() and not labels.all():
+        again = stored.get("table") == list(config.table)
+        print(figures(scores, labels, "rows, some of which it was trained on" if again else "rows"))
+
+
+def columns_of(file: tables.File, known: Encoding, stored: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The flags label, drop, id and normal as in fitting, but for those given.
+
+    Those that name columns are as in fitting only where the table has other columns than those that are encoded.
+    """
+    table = file.table
+    named = known.header and table.header
+    more = len(table.columns) > len(known.columns)
+    if named:
+        more = not {column.name for column in known.columns}.issuperset(column.name for column in table.columns)
+    stored = {
+        name: stored.get(name) for name in {"label", "drop", "id", "normal"}.difference(given) if stored.get(name)
+    }
+    found: dict[str, Any] = {}
+    for name in ("label", "id") if more else ():
+        if name in stored and (not named or has(table, stored[name])):
+            found[name] = stored[name]
+    if more and "drop" in stored:
+        found["drop"] = tuple(column for column in stored["drop"] if not named or has(table, column))
+    if "normal" in stored and ("label" in given or "label" in found or file.labels is not None):
+        found["normal"] = stored["normal"]
+    return found
+
+
+def has(table: Table, column: str) -> bool:
+    with contextlib.suppress(InputError):
+        return table.place(column, "") >= 0
+    return False
+
+
+def unseen(known: Encoding, table: Table) -> list[str]:
+    """A line for each column with categories that were not seen in fitting."""
+    said = []
+    for name, where in known.unseen(table).items():
+        column = next(column for column in table.columns if column.name == name)
+        values = sorted(set(column.texts[where].tolist()))
+        some = ", ".join(repr(value[:40]) for value in values[:LISTED]) + (" ..." if len(values) > LISTED else "")
+        counted = f"{where.sum():,} of {table.rows:,} rows have a category that fitting has not seen"
+        said.append(f"column {name!r}: {counted}: {some}")
+    return said
+
+
+def weightiest(trained: Detector, x: np.ndarray, scores: np.ndarray) -> tuple[list[list[str]], str]:
+    """The names of the columns that raise each score the most and second most, "" where none does.
+
+    Of many rows, only those of the highest scores; then there is something to say of that.
+    """
+    names = np.array([column.name for column in trained.encoding.encoded], np.str_)
+    found = np.full((2, len(x)), "", names.dtype)
+    rows = np.argsort(-scores, kind="stable")[: max(EXPLAINED // len(names), 1)]
+    weights = trained.contributions(x[rows])
+    order = np.argsort(-weights, 1, kind="stable")
+    for i in range(min(2, len(names))):
+        above = np.take_along_axis(weights, order[:, i : i + 1], 1)[:, 0] > 0
+        found[i, rows] = np.where(above, names[order[:, i]], "")
+    limited = f"; columns are named for the {len(rows):,} highest" if len(rows) < len(x) else ""
+    return found.tolist(), limited
 
 
 # --- beside others
 
 
+PEERS = ("IsolationForest", "OneClassSVM", "LocalOutlierFactor", "NearestNeighbor", "ECOD")
+
+
 def peers(task: Task, seed: int) -> dict[str, np.ndarray]:
-    """{name: scores} of scikit-learn's own methods with its own settings, by the encoding and by standard scores."""
+    """{name: scores} of other methods, scikit-learn's with its own settings, by the encoding and by standard scores."""
     from sklearn.ensemble import IsolationForest
     from sklearn.neighbors import LocalOutlierFactor
     from sklearn.svm import OneClassSVM
@@ -282,6 +292,8 @@ def peers(task: Task, seed: int) -> dict[str, np.ndarray]:
     for name, (seen, test) in inputs.items():
         for model in (IsolationForest(random_state=seed), OneClassSVM(), LocalOutlierFactor(novelty=True)):
             found[f"{type(model).__name__}/{name}"] = -model.fit(seen).score_samples(test)
+        found[f"NearestNeighbor/{name}"] = classical.nearest(seen, test)
+        found[f"ECOD/{name}"] = classical.ecod(seen, test)
     return found
 
 
@@ -304,7 +316,8 @@ def benchmark(config: Config) -> None:
     for path, table in found.items():
         if table.anomalous is None:
             raise InputError(f"{path} has no labels to measure by; --label=COLUMN says where they are")
-        encoded(config, table, test, config.seed, halves=True)  # all that can be wrong, before the first is trained
+        # All that can be wrong, before the first is trained.
+        tell(encoded(config, table, test, config.seed, halves=True).encoding, table, test)
     calibration.find(config.method)
     if config.dry_run:
         print(f"would measure {config.method} on {', '.join(names.values())}, {config.repeats} times each")
@@ -317,8 +330,8 @@ def benchmark(config: Config) -> None:
         for seed in range(config.seed, config.seed + config.repeats):
             home = workdir.of(config) / names[path] / f"seed-{seed}"
             if not (home / "figures.json").exists():
-                task = encoded(config, table, test, seed, halves=True)
                 own = dataclasses.replace(config, workdir=str(home), seed=seed)
+                task = encoded(own, table, test, seed, halves=True)
                 measures = json.dumps(case(own, task, devices), indent=1) + "\n"
                 with workdir.storing(config):
                     files.write(home / "figures.json", measures)
@@ -354,18 +367,19 @@ def describe(config: Config, table: Table, test: Table | None) -> str:
 
 
 def shown(method: str, cases: Sequence[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over repeats; of scikit-learn's methods by the input that gives the higher AUROC.
+    """Mean ± standard deviation over repeats; of other methods by the input that gives the higher AUROC.
 
-    `method/row` is a residual of the method alone, one summand of its score.
+    `method/row` is a residual of the method alone, one summand of its score. A case of before lacks some methods.
     """
-    means = {name: np.mean([c[name]["auroc"] for c in cases]) for name in cases[0] if name != "seconds"}
+    names = [name for name in cases[0] if name != "seconds" and all(name in case for case in cases)]
+    means = {name: np.mean([c[name]["auroc"] for c in cases]) for name in names}
     best: dict[str, str] = {}
     for name in sorted(means, key=lambda name: means[name]):
         best[name.partition("/")[0]] = name
     best |= {name: name for name in means if name.partition("/")[0] == method}
     own = [name for name in means if name in best and name != method]
     lines = [f"  {'':22}{'AUROC':>14}{'average prec.':>16}{'F1':>14}"]
-    for name in (method, *own, "IsolationForest", "OneClassSVM", "LocalOutlierFactor"):
+    for name in (method, *own, *(peer for peer in PEERS if peer in best)):
         cells = []
         for figure, width in (("auroc", 14), ("average_precision", 16), ("f1", 14)):
             values = [100 * c[best[name]][figure] for c in cases]

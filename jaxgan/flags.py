@@ -48,6 +48,7 @@ class Need(NamedTuple):
 
     met: Callable[[Any], object]  # of the config
     why: str  # "--flag=value does nothing ..."
+    firm: Callable[[Any], object] = lambda config: False  # whether it is needed in the directory of a run as well
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), resumable: bool = False) -> Any:
@@ -100,6 +101,7 @@ def parse(
         raise InputError(f"unexpected argument {left[0]!r}; flags are written --name=value")
     config = config_class(**overrides)
     _check_needs(config, argv if typed is None else typed)
+    object.__setattr__(config, "given", frozenset(overrides))
     return config
 
 
@@ -145,6 +147,13 @@ def _of_data(row: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     return {flag: value for flag, value in row.items() if flag not in OF_DATA}
 
 
+def given(config: Any) -> frozenset[str]:
+    """The fields that flags, a flag file or a preset set; of a config made in Python those that are not the default."""
+    fields = dataclasses.fields(config)
+    others = (f.name for f in fields if getattr(config, f.name) != f.default)
+    return vars(config).get("given", frozenset(others))
+
+
 def _check_needs(config: Any, argv: Sequence[str]) -> None:
     """Raises InputError for a flag of the command line that would do nothing: a wish that nobody would fulfil.
 
@@ -153,7 +162,9 @@ def _check_needs(config: Any, argv: Sequence[str]) -> None:
     typed = {argument.lstrip("-").partition("=")[0] for argument in argv if argument.startswith("-")}
     for field in dataclasses.fields(config):
         need, value = getattr(config, "needs", {}).get(field.name), getattr(config, field.name)
-        if need and field.name in typed and value != field.default and not need.met(config) and not _begun(config):
+        if not need or field.name not in typed or value == field.default or need.met(config):
+            continue
+        if need.firm(config) or not _begun(config):
             given = f"--{field.name}" if value is True else f"--{field.name}={written(value)}"
             raise InputError(f"{given} does nothing {need.why}")
 

@@ -6,7 +6,7 @@
                 commas, tabs or semicolons; a first row without a number is a header; beside tabs and semicolons
                 numbers may have a decimal comma
 
-A name of `BUNDLED` is a table inside the installation.
+A name of `BUNDLED` is a table inside the installation. In Python a table is also made of arrays and columns (`of`).
 """
 
 import contextlib
@@ -16,9 +16,10 @@ import gzip
 import io
 import itertools
 import math
+import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,20 +32,25 @@ from jaxgan.sources import first_line
 TEXT, ARRAYS = (".csv", ".tsv", ".txt", ".data"), (".npz", ".npy", ".mat")
 BUNDLED = ("breast_cancer",)
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
+MARKS = (*MISSING, "#n/a", "<na>", "-", ".")  # of a missing value in a column that is to be encoded; a label may be `-`
 DELIMITERS = ",\t;"
 SNIFFED = 20  # rows of which each has as many delimiters
 DECIMAL = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # may be either
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # commas between thousands
+SURELY_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(,\d{3}|\.\d*)")  # which no decimal comma can be
 SWOLLEN = 40  # times its length a text takes while it is read: a cell is a Python string
 
 
 class Column(NamedTuple):
-    """`numbers` (n,) float64, NaN where missing; or, where a cell is neither a number nor missing, `words` (n,)."""
+    """`numbers` (n,) float64, NaN where missing; or `words` (n,), where a cell is neither a number nor of `MISSING`."""
 
     name: str
     place: int  # its number in the file
     numbers: np.ndarray | None
     words: np.ndarray | None = None  # text; "" where missing
+    marks: np.ndarray | None = None  # (n,) the cells of `words` that became `numbers`, for messages
+    left_out: bool | None = None  # of words: not to be encoded, or to be categories; None before that is decided
 
     @property
     def texts(self) -> np.ndarray:
@@ -53,6 +59,44 @@ class Column(NamedTuple):
             return alike(self.words)
         assert self.numbers is not None
         return words(self.numbers)
+
+    def take(self, which: np.ndarray) -> "Column":
+        numbers, words, marks = (x if x is None else x[which] for x in (self.numbers, self.words, self.marks))
+        return self._replace(numbers=numbers, words=words, marks=marks)
+
+
+class Reading(NamedTuple):
+    """What the cells of a column are as numbers.
+
+    numbers: (n,) float64, NaN where the cell is missing or stray. stray: (n,) bool, neither a number nor missing.
+    grouped: commas are read as thousands separators.
+    """
+
+    numbers: np.ndarray
+    stray: np.ndarray
+    grouped: bool
+
+
+def as_numbers(column: Column) -> Reading:
+    """Reads a column as numbers.
+
+    Commas are thousands separators where one of the cells cannot be read otherwise (`1,234.5`, `1,234,567`) and all
+    cells with a comma can be read so. Cells of `MARKS` are missing.
+    """
+    if column.numbers is not None:
+        return Reading(column.numbers, np.zeros(len(column.numbers), bool), False)
+    assert column.words is not None
+    cells, places = np.unique(column.words, return_inverse=True)
+    commas = [cell for cell in cells.tolist() if "," in cell and not cell.isspace()]
+    grouped = any(map(SURELY_GROUPED.fullmatch, commas)) and all(map(GROUPED.fullmatch, commas))
+    values, stray = np.full(len(cells), math.nan), np.zeros(len(cells), bool)
+    for i, cell in enumerate(cells.tolist()):
+        plain = cell.replace(",", "") if grouped else cell
+        if is_number(plain):
+            values[i] = float(plain)
+        else:
+            stray[i] = cell.lower() not in MARKS
+    return Reading(values[places], stray[places], grouped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +113,7 @@ class Table:
     def take(self, which: np.ndarray) -> "Table":
         """The rows at these places (m,)."""
         which = np.asarray(which)
-        columns = tuple(
-            Column(name, place, *(None if x is None else x[which] for x in values))
-            for name, place, *values in self.columns
-        )
+        columns = tuple(column.take(which) for column in self.columns)
         anomalous = None if self.anomalous is None else self.anomalous[which]
         return dataclasses.replace(self, columns=columns, rows=len(which), anomalous=anomalous)
 
@@ -91,6 +132,39 @@ class Table:
         raise InputError(f"{flag}={column}: {self.name} has no such column; expected {hint}")
 
 
+class File(NamedTuple):
+    """A table as it stands in a file, from which `select` takes what is asked for."""
+
+    table: Table
+    labels: np.ndarray | None  # (n,) text: y of npz and mat
+    cells: Sequence[Sequence[str]] | None = None  # of text: the columns as they are written
+
+    def texts(self, column: str, flag: str) -> np.ndarray:
+        """(n,) the cells of a column as they are written; of arrays, as `words` writes them."""
+        place = self.table.place(column, flag)
+        return self.table.columns[place].texts if self.cells is None else np.array(self.cells[place], np.str_)
+
+    def select(self, *, label: str = "", normal: str = "", drop: Sequence[str] = (), id: str = "") -> Table:
+        """The table without the columns `label`, `drop` and `id`. Arguments and errors as of `read`."""
+        table, labels = self.table, self.labels
+        gone = {table.place(column, "--drop") for column in drop} | {table.place(x, "--id") for x in (id,) if x}
+        if label:
+            at = table.place(label, "--label")
+            labels = table.columns[at].texts
+            gone.add(at)
+        path = table.name
+        if labels is None and normal:
+            raise InputError(
+                f"--normal={normal}, but no labels are known in {path}; --label=COLUMN says where they are"
+            )
+        columns = tuple(c for i, c in enumerate(table.columns) if i not in gone)
+        if not columns:
+            flags = "--drop, --id and --label"
+            raise InputError(f"{path}: no column is left of {len(table.columns)} without {len(gone)}, {flags}")
+        anomalous = None if labels is None else anomalies(labels, normal, path)
+        return dataclasses.replace(table, columns=columns, anomalous=anomalous)
+
+
 def read(path: str, *, label: str = "", normal: str = "", drop: Sequence[str] = (), header: str = "auto") -> Table:
     """The table of a file, or a bundled one, without the columns `drop`.
 
@@ -100,19 +174,30 @@ def read(path: str, *, label: str = "", normal: str = "", drop: Sequence[str] = 
     Columns are given by name or number, in the file as it stands. Raises InputError for whatever is missing, no table,
     or does not fit.
     """
-    table, labels = _load(path, header)
-    gone = {table.place(column, "--drop") for column in drop}
-    if label:
-        at = table.place(label, "--label")
-        labels = table.columns[at].texts
-        gone.add(at)
-    if labels is None and normal:
-        raise InputError(f"--normal={normal}, but no labels are known in {path}; --label=COLUMN says where they are")
-    columns = tuple(c for i, c in enumerate(table.columns) if i not in gone)
-    if not columns:
-        raise InputError(f"{path}: no column is left of {len(table.columns)} without {len(gone)}, --drop and --label")
-    anomalous = None if labels is None else anomalies(labels, normal, path)
-    return dataclasses.replace(table, columns=columns, anomalous=anomalous)
+    return load(path, header).select(label=label, normal=normal, drop=drop)
+
+
+def of(rows: Any, name: str = "the table") -> Table:
+    """A table of what Python has: a Table, the name of a file, numbers (n, d), or columns by name.
+
+    Columns by name are a mapping of arrays (n,), such as a dict or a data frame of pandas.
+    """
+    if isinstance(rows, Table):
+        return rows
+    if isinstance(rows, str | os.PathLike):
+        return read(os.fspath(rows))
+    if isinstance(rows, Mapping) or hasattr(rows, "keys"):
+        found = {str(key): np.asarray(rows[key]) for key in rows.keys()}  # noqa: SIM118 (a data frame iterates so too)
+        sizes = {x.shape for x in found.values()}
+        if len(sizes) != 1 or len(next(iter(sizes))) != 1 or not next(iter(sizes))[0]:
+            shapes = ", ".join(f"{key} {x.shape}" for key, x in found.items()) or "none"
+            raise InputError(f"{name} has the columns {shapes[:300]}; expected arrays (n,) of one length")
+        columns = tuple(
+            Column(key, i, x.astype(np.float64)) if x.dtype.kind in "fiub" else _column(key, i, [str(c) for c in x])
+            for i, (key, x) in enumerate(found.items())
+        )
+        return Table(name, columns, len(columns[0].texts), len(columns), header=True)
+    return _table(name, np.asarray(rows))
 
 
 def words(numbers: np.ndarray) -> np.ndarray:
@@ -147,15 +232,15 @@ def anomalies(labels: np.ndarray, normal: str, name: str) -> np.ndarray:
 # --- files
 
 
-def _load(path: str, header: str) -> tuple[Table, np.ndarray | None]:
-    """The table as it stands, and y as text."""
+def load(path: str, header: str = "auto") -> File:
+    """The table of a file, or a bundled one, as it stands. Arguments and errors as of `read`."""
     if path in BUNDLED:
         from sklearn.datasets import load_breast_cancer  # takes a second to import
 
         found = load_breast_cancer()
         # Its classes are 0 malignant, 1 benign: the healthy are the normal ones here.
         labels = np.where(found.target == 1, "0", "1")
-        return _table(path, found.data, [str(name) for name in found.feature_names]), labels
+        return File(_table(path, found.data, [str(name) for name in found.feature_names]), labels)
     name = path.lower().removesuffix(".gz")
     ending = next((end for end in (*TEXT, *ARRAYS) if name.endswith(end)), "")
     if not ending or (ending in ARRAYS and path.lower().endswith(".gz")):
@@ -171,14 +256,14 @@ def _load(path: str, header: str) -> tuple[Table, np.ndarray | None]:
         raise InputError(f"{path} is empty; expected a table")
     try:
         if ending in TEXT:
-            return _text(path, _characters(file, path), header), None
+            return _text(path, _characters(file, path), header)
         x, y = _matrices(file, ending, path)
     except InputError:
         raise
     except Exception as error:  # damage shows as any error at all, of each format others
         raise InputError(f"{path} is no {ending[1:]} table ({first_line(error)[:160]})") from None
     table = _table(path, x)
-    return table, None if y is None else _labels(y, table)
+    return File(table, None if y is None else _labels(y, table))
 
 
 def _table(name: str, x: np.ndarray, names: Sequence[str] = ()) -> Table:
@@ -239,7 +324,7 @@ def _characters(file: epath.Path, path: str) -> str:
     return data.decode("utf-8-sig")
 
 
-def _text(name: str, text: str, header: str) -> Table:
+def _text(name: str, text: str, header: str) -> File:
     if not text.strip():
         raise InputError(f"{name} is empty; expected a table")
     delimiter = _delimiter(text)
@@ -252,8 +337,8 @@ def _text(name: str, text: str, header: str) -> Table:
     if delimiter != "," and "," in text:
         cells = _with_points(cells)
     width = len(cells[0])
-    known = [cell for cell in cells[0] if cell.lower() not in MISSING]
-    number = any(is_number(cell) or DECIMAL.fullmatch(cell) for cell in known)
+    known = [cell for cell in cells[0] if cell.lower() not in MARKS]
+    number = any(is_number(cell) or DECIMAL.fullmatch(cell) or GROUPED.fullmatch(cell) for cell in known)
     named = header == "yes" or (header == "auto" and bool(known) and not number)
     names = cells.pop(0) if named else [str(i) for i in range(width)]
     if not cells:
@@ -261,8 +346,9 @@ def _text(name: str, text: str, header: str) -> Table:
     if len(set(names)) < width:
         twice = next(x for x in names if names.count(x) > 1)
         raise InputError(f"{name} has two columns {twice!r}; expected names of their own, or --header=no")
-    columns = tuple(_column(names[i], i, column) for i, column in enumerate(zip(*cells, strict=True)))
-    return Table(name, columns, len(cells), width, header=named)
+    written = list(zip(*cells, strict=True))
+    columns = tuple(_column(names[i], i, column) for i, column in enumerate(written))
+    return File(Table(name, columns, len(cells), width, header=named), None, written)
 
 
 def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -300,10 +386,10 @@ def _delimiter(text: str) -> str:
 def _with_points(rows: list[list[str]]) -> list[list[str]]:
     """With a point for the decimal comma, unless a number has a point, or each comma may be one between thousands.
 
-    What then has a comma stays a word, which `encoding` refuses where it expects a number.
+    What then has a comma stays a word, of which `as_numbers` reads what can be read in one way only.
     """
     commas = [cell for row in rows for cell in row if DECIMAL.fullmatch(cell)]
-    pointed = any("." in cell and is_number(cell) for row in rows for cell in row)
+    pointed = any("." in c and (is_number(c) or GROUPED.fullmatch(c)) for row in rows for c in row)
     if pointed or all(map(THOUSANDS.fullmatch, commas)):
         return rows
     return [[cell.replace(",", ".") if DECIMAL.fullmatch(cell) else cell for cell in row] for row in rows]

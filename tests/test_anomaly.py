@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxgan import checkpoint, critic, data
 from jaxgan.anomaly import bigan, calibration, detector, fanogan, ganomaly, joint, parts
 from jaxgan.errors import InputError
 from jaxgan.game import Game, Move, Player
+from jaxgan.image_detector import ImageDetector
 from jaxgan.several import each, several
 from tests.runs import compile_quickly, here, snapshot  # noqa: F401
 from tests.weights import begun
@@ -236,6 +238,41 @@ def test_digits_and_their_csv(trained, tmp_path, capfd):
     assert code == 2 and "exists" in err and snapshot(tmp_path) == before
 
 
+def test_python_and_the_command_line_score_images_the_same(trained):
+    digits = data.load("digits")
+    rows = np.arange(digits.num_examples)
+    normal = digits.read(rows[(rows % 5 > 0) & (data.labels(digits) == 0)])["image"]
+    images = digits.read(np.arange(50))["image"]
+    found = ImageDetector(steps=200, width=8).fit(normal)
+    np.testing.assert_array_equal(found.score(images), ImageDetector.load(trained).score(images[..., 0]))
+    assert found.trained.calibration == detector.load(trained).calibration
+    np.testing.assert_array_equal(
+        found.predict(images, 0.2), found.score(images) > found.trained.calibration.threshold(0.2)
+    )
+    with pytest.raises(InputError, match=r"not fitted; call fit\(images\)"):
+        ImageDetector().score(images)
+
+
+def test_heat_maps_are_named_by_file_and_images_shaped_as_in_the_fit(trained, tmp_path, capfd):
+    digits = data.load("digits").read(np.arange(4))["image"][..., 0]
+    for name, pixels in zip(("bad/img 3", "bad/été", "good/1", "good/2"), digits, strict=True):
+        (tmp_path / f"new/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((16, 16)).save(tmp_path / f"new/{name}.png")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    stored = json.loads((run / "config.json").read_text())
+    stored["config"] |= {"size": "8"}  # it had been fitted with --size=8
+    (run / "config.json").write_text(json.dumps(stored))
+    argv = (f"--workdir={run}", f"--dataset=folder:{tmp_path}/new", f"--out={tmp_path}/s.csv")
+    code, _, err = here(capfd, "--mode=score", *argv, f"--heatmaps={tmp_path}/maps", script=script)
+    assert code == 0, err
+    pictures = sorted(p.name.partition("-")[2] for p in (tmp_path / "maps").iterdir())
+    assert pictures == ["", "000000-bad_img_3.png", "000001-bad_été.png", "000002-good_1.png", "000003-good_2.png"]
+    # A flag that is given wins over the fit's.
+    code, _, err = here(capfd, "--mode=score", *argv, "--size=16", "--overwrite", script=script)
+    assert code == 2 and "images (16, 16, 1), but this detector looks at 8x8x1" in err
+
+
 def test_started_again_it_measures_and_trains_no_more(trained, capfd):
     before = (trained / "anomaly.json").read_text()
     arguments = ("--normal=0", "--steps=200", "--width=8", "--notensorboard", f"--workdir={trained}")
@@ -334,6 +371,17 @@ def test_wrong_inputs_write_nothing(trained, tmp_path, capfd):
         (score, f"--workdir={tmp_path}/none", out): "is not a run",
         (score, f"--workdir={tmp_path}/all", out): f"as in --workdir={tmp_path}/all/normal-3",
         (score, out): "--workdir is empty",
+        **{
+            (
+                score,
+                out,
+                f"--workdir={trained}",
+                flag,
+            ): f"{flag} does nothing in --mode=score, which takes what was fitted"
+            for flag in ("--steps=7", "--normal=3", "--method=bigan", "--seed=4", "--mirror", "--gan_steps=3")
+        },
+        (score, out, f"--workdir={trained}", "--num_heatmaps=3"): "--num_heatmaps=3 does nothing without --heatmaps",
+        (score, out, f"--workdir={trained}", "--loss=hinge"): "--loss=hinge does nothing here",
         (score, out, f"--workdir={trained}", "--dry_run"): "--dry_run is for --mode=fit",
         (score, f"--workdir={trained}"): "--out=: expected a name that ends in .csv",
         (score, f"--workdir={trained}", out, f"--dataset=npz:{tmp_path}/large.npz"): "expected --size=8x8",

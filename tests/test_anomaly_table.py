@@ -185,7 +185,13 @@ def test_rows_with_holes_are_dropped_before_others_are_counted(tmp_path):
     ("lines", "argv", "message"),
     [
         (["1,2,0", "3,?,1", *NUMBERS], (), "row 1, column '1' is missing"),
-        (["1,two,0", *NUMBERS], (), "column '1' holds 'two', no number; expected --categorical=auto"),
+        (
+            ["1,two,0", *NUMBERS],
+            (),
+            r"row 0, column '1' holds 'two', no number \(1 of 301 cells are none\); expected a",
+        ),
+        (["1,two,0", *NUMBERS], ("--categorical=auto",), "row 0, column '1' holds 'two', no number"),
+        (NUMBERS, ("--overwrite",), "--overwrite does nothing but in --mode=score"),
         (NUMBERS, ("--label=-1", "--normal=5"), "unknown label of"),
         ([f"{i},0" for i in range(300)], ("--label=-1",), "all 300 rows of"),
         ([f"{i},1" for i in range(300)], ("--label=-1", "--normal=1"), "all 300 rows of"),

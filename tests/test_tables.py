@@ -146,8 +146,122 @@ def test_commas_that_may_stand_for_something_else(lines, tmp_path):
     """They are no numbers, and no header."""
     found = table(tmp_path, lines)
     assert (found.rows, found.width) == (2, 2)
-    with pytest.raises(InputError, match=r"'1.*', no number; expected 1234.5 for 1.234,5 or 1,234.5, or --categorical"):
-        encoding.fit(found)
+    message = r"row 0, .* holds '1.*', no number.*; expected 1234.5 for 1.234,5 or 1,234.5; correct the cell"
+    for categorical in ((), ("auto",)):
+        with pytest.raises(InputError, match=message) as error:
+            encoding.fit(found, categorical)
+        assert "--categorical" not in str(error.value)
+
+
+def test_commas_between_thousands_are_read_where_nothing_else_fits(tmp_path):
+    found = table(tmp_path, ['"1,234.5",a', "999,b", '"-12,000",a', "-,b"])
+    known = encoding.fit(found, ["auto"], "median")
+    typed = encoding.typed(found, ["auto"]).columns
+    np.testing.assert_array_equal(typed[0].numbers, [1234.5, 999, -12000, np.nan])
+    assert known.columns[0].median == 999 and known.names[1:3] == ("1=a", "1=b")
+    # Beside a decimal comma they are not, nor alone where one may be meant.
+    for lines in (['"1,234.5"', '"1,5"'], ['"1,234"', "2"]):
+        with pytest.raises(InputError, match=r"expected 1234.5 for 1.234,5 or 1,234.5"):
+            encoding.fit(table(tmp_path, lines), ["auto"])
+
+
+NUMBERS = [f"{i}.5,{'red' if i % 2 else 'blue'}" for i in range(99)]
+
+
+@pytest.mark.parametrize("cell", ["N/A", "#N/A", "NaN", "null", "None", "-", ".", "?", "", "<NA>"])
+def test_usual_marks_of_missing_values(cell, tmp_path):
+    """In a column of numbers and of categories, in fitting and after, also with --categorical=auto."""
+    found = table(tmp_path, ["a,b", f"{cell},red", f"1,{cell}", *NUMBERS])
+    shown = rf" \('{cell}'\)" if cell in ("#N/A", "<NA>", "-", ".") else ""
+    with pytest.raises(
+        InputError, match=f"row 0, column 'a' is missing{shown}, the first of 1 there; .*--missing=drop"
+    ):
+        encoding.fit(found, ["auto"])
+    known = encoding.fit(found, ["auto"], "median")
+    assert known.names == ("a", "b=blue", "b=red", "b (unseen)") and known.columns[0].median == 49
+    x, _ = known.encode(found)
+    np.testing.assert_array_equal(x[:2], [[known.usual[0], 0, 1, 0], [x[1, 0], 0, 0, 0]])
+    known = encoding.fit(table(tmp_path, ["a,b", *NUMBERS]), ["auto"], "drop")
+    assert known.encode(found)[1].tolist() == list(range(2, 101))
+
+
+def test_a_stray_cell_is_named_and_makes_no_categories(tmp_path):
+    found = table(tmp_path, ["a,b", *NUMBERS, "oops,red"])
+    for categorical in (["auto"], ["b"]):
+        with pytest.raises(InputError) as error:
+            encoding.fit(found, categorical)
+        assert str(error.value).endswith(
+            "row 99, column 'a' holds 'oops', no number (1 of 100 cells are none); expected a number; correct the "
+            "cell, or leave it empty with --missing=drop (the row) or --missing=median (of the column), or --drop=a"
+        )
+    known = encoding.fit(table(tmp_path, ["a,b", *NUMBERS]), ["auto"])
+    with pytest.raises(
+        InputError, match=r"row 99, column 'a' holds 'oops', no number .*; expected a number, as in fitting"
+    ):
+        known.encode(found)
+    # Of few values, which may be codes, it is asked; one that is named is taken for categories.
+    codes = table(tmp_path, ["1,2", "1,3", "2,4", "x,5"])
+    with pytest.raises(InputError, match=r"; if its values are categories, --categorical=0$"):
+        encoding.fit(codes, ["auto"])
+    assert encoding.fit(codes, ["0"]).names[:3] == ("0=1", "0=2", "0=x")
+
+
+def test_columns_of_identifiers_are_left_out_unless_they_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["who,town,x"] + [f"u{i},t{i % 30},{v:.3f}" for i, v in enumerate(rng.normal(size=200))]
+    found = table(tmp_path, lines)
+    known = encoding.fit(found, ["auto"])
+    assert [type(c).__name__ for c in known.columns] == ["LeftOut", "Words", "Numbers"]
+    assert known.width == 32 and known.names[0] == "town=t0" and known.names[-2:] == ("town (unseen)", "x")
+    assert encoding.from_json(json.loads(json.dumps(known.to_json()))) == known
+    assert encoding.fit(found, ["auto", "who"]).width == 233
+    # The same rows, with the column or without it, and with holes in it.
+    x, _ = known.encode(found)
+    bare = table(tmp_path, [line.partition(",")[2] for line in lines])
+    np.testing.assert_array_equal(known.encode(bare)[0], x)
+    holes = table(tmp_path, [lines[0], *("," + line.partition(",")[2] for line in lines[1:])])
+    np.testing.assert_array_equal(known.encode(holes)[0], x)
+    many = tables.of({"c": np.array([f"c{i % 1001}" for i in range(5000)]), "x": np.arange(5000.0)})
+    assert encoding.fit(many, ["auto"]).width == 1
+    with pytest.raises(InputError, match="each column has too many values"):
+        encoding.fit(table(tmp_path, [f"u{i}" for i in range(50)]), ["auto"])
+
+
+def test_unseen_categories_have_a_column_and_are_counted(tmp_path):
+    known = encoding.fit(table(tmp_path, ["c,x", "a,1", "b,2", "a,4"]), ["auto"])
+    new = table(tmp_path, ["c,x", "A,1", "b,2", "zz,4"])
+    x, _ = known.encode(new)
+    np.testing.assert_array_equal(x[:, :3], [[0, 0, 1], [0, 1, 0], [0, 0, 1]])
+    assert {name: where.tolist() for name, where in known.unseen(new).items()} == {"c": [True, False, True]}
+    assert known.unseen(table(tmp_path, ["c,x", "b,1"])) == {}
+    # A run of before encodes as it did, to the bit, but counts them too; what it took for a category is no hole.
+    kept = known.to_json()
+    kept["columns"] = [{"name": "c", "categories": ["-", "b"]}, kept["columns"][1]]
+    before = encoding.from_json(kept)
+    x, _ = before.encode(table(tmp_path, ["c,x", "A,1", "b,2", "-,4"]))
+    np.testing.assert_array_equal(x[:, :2], [[0, 0], [0, 1], [1, 0]])
+    assert before.width == 3 and before.unseen(new)["c"].tolist() == [True, False, True]
+    assert encoding.fit(table(tmp_path, ["c,x", "a,1", "b,2"]), ["auto"], before=True).names == ("c=a", "c=b", "x")
+
+
+def test_tables_of_python():
+    class Frame:  # of pandas, as far as it is needed
+        def __init__(self, **columns):
+            self.columns = columns
+
+        def keys(self):
+            return self.columns.keys()
+
+        def __getitem__(self, name):
+            return self.columns[name]
+
+    found = tables.of(Frame(x=np.array([1, 2]), c=np.array(["a", None], object)))
+    assert [c.name for c in found.columns] == ["x", "c"] and found.header and found.rows == 2
+    assert found.columns[1].words.tolist() == ["a", ""] and found.columns[0].numbers.dtype == np.float64
+    assert tables.of(found) is found
+    np.testing.assert_array_equal(numbers(tables.of(X)), X)
+    with pytest.raises(InputError, match=r"columns x \(2,\), y \(3,\); expected arrays"):
+        tables.of({"x": np.zeros(2), "y": np.zeros(3)})
 
 
 def test_delimiters_in_quotes_do_not_count(tmp_path):
@@ -174,32 +288,38 @@ def test_a_cell_may_have_lines(tmp_path):
 def test_encoding_by_hand(tmp_path):
     found = table(tmp_path, ["size,kind,code,flat", "1,b,1,5", "3,a,2.0,5", "8,b,2,5"])
     known = encoding.fit(found, ["auto", "code"])
-    assert known.names == ("size", "kind=a", "kind=b", "code=1", "code=2", "flat")
+    assert known.names[:5] == ("size", "kind=a", "kind=b", "kind (unseen)", "code=1")
+    assert known.names[5:] == ("code=2", "code (unseen)", "flat")
     x, places = known.encode(found)
     z = (np.array([1, 3, 8]) - 4) / np.sqrt(26 / 3)
-    expected = np.stack([np.arcsinh(z), [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]], 1)
+    none = [0, 0, 0]
+    expected = np.stack([np.arcsinh(z), [0, 1, 0], [1, 0, 1], none, [1, 0, 0], [0, 1, 1], none, none], 1)
     np.testing.assert_allclose(x, expected, rtol=1e-6)
     assert x.dtype == np.float32 and places.tolist() == [0, 1, 2]
-    np.testing.assert_allclose(known.decode(x)[:, [0, 5]], [[1, 5], [3, 5], [8, 5]], rtol=1e-5)
+    np.testing.assert_allclose(known.decode(x)[:, [0, 7]], [[1, 5], [3, 5], [8, 5]], rtol=1e-5)
     np.testing.assert_allclose(known.standard(x)[:, 0], z, rtol=1e-6)
-    # As the run keeps it; a category that was not there is none, another value of a constant column is far out.
+    np.testing.assert_allclose(known.usual, [np.arcsinh(-1 / np.sqrt(26 / 3)), 0, 1, 0, 0, 1, 0, 0], rtol=1e-6)
+    assert [known.names[span][0] for span in known.spans] == ["size", "kind=a", "code=1", "flat"]
+    # As the run keeps it; a category that was not there is one not seen, another value of a constant column far out.
     again = encoding.from_json(json.loads(json.dumps(known.to_json())))
     assert again == known
     new, _ = again.encode(table(tmp_path, ["size,kind,code,flat", "4,c,1,9"]))
-    np.testing.assert_allclose(new, [[0, 0, 0, 1, 0, np.arcsinh(4)]], atol=1e-7)
+    np.testing.assert_allclose(new, [[0, 0, 0, 1, 1, 0, 0, np.arcsinh(4)]], atol=1e-7)
 
 
 def test_a_number_is_the_same_category_beside_a_word(tmp_path):
     """Whether a word stands in the rows that are fitted to, in those that come later, in both or in none."""
     plain, mixed = ["0.0", "1.0", "2.0"], ["1.0", "2.0", "1e0", "x"]
     known = encoding.fit(table(tmp_path, plain), ["0"])
-    assert known.names == ("0=0", "0=1", "0=2")
-    expected = [[0, 1, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert known.names == ("0=0", "0=1", "0=2", "0 (unseen)")
+    expected = [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
     np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], expected)
     known = encoding.fit(table(tmp_path, mixed), ["0"])
-    assert known.names == ("0=1", "0=2", "0=x")
-    np.testing.assert_array_equal(known.encode(table(tmp_path, plain))[0], [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
-    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert known.names == ("0=1", "0=2", "0=x", "0 (unseen)")
+    expected = [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+    np.testing.assert_array_equal(known.encode(table(tmp_path, plain))[0], expected)
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]
+    np.testing.assert_array_equal(known.encode(table(tmp_path, mixed))[0], expected)
     labels = tables.read(text(tmp_path / "l.csv", ["1,0.0", "2,odd", "3,0"]), label="1", normal="0")
     np.testing.assert_array_equal(labels.anomalous, [0, 1, 0])
 
@@ -275,12 +395,12 @@ def test_missing_values(tmp_path):
     known = encoding.fit(found, ["b"], "drop")
     x, places = known.encode(found)
     assert places.tolist() == [0, 4]
-    np.testing.assert_allclose(x, np.stack([np.arcsinh([-1, 1]), [1, 0], [0, 1]], 1), rtol=1e-6)
+    np.testing.assert_allclose(x, np.stack([np.arcsinh([-1, 1]), [1, 0], [0, 1], [0, 0]], 1), rtol=1e-6)
     known = encoding.fit(found, ["b"], "median")
     x, places = known.encode(found)
     assert places.tolist() == [0, 1, 2, 3, 4] and known.columns[0].median == 2
     np.testing.assert_allclose(x[1, 0], x[4, 0])
-    np.testing.assert_allclose(x[2], [np.arcsinh((9 - 4) / known.columns[0].deviation), 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(x[2], [np.arcsinh((9 - 4) / known.columns[0].deviation), 0, 0, 0], rtol=1e-6)
     with pytest.raises(InputError, match="each of 2 rows lacks a value"):
         encoding.fit(table(tmp_path, ["1,", ",2"]), (), "drop")
     with pytest.raises(InputError, match="column '1' has no value; --drop=1"):

@@ -91,6 +91,17 @@ def _check(values: np.ndarray, what: str, good: Callable[[np.ndarray], np.ndarra
         )
 
 
+def check_options(options: Any, positive: Sequence[str]) -> None:
+    """Raises InputError for options of training that none can have: `positive` are to be at least 1."""
+    for name in positive:
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name}={getattr(options, name)}: expected at least 1")
+    if options.held_out < 2:
+        raise InputError(f"--held_out={options.held_out}: expected at least 2, one in two")
+    if not options.rate > 0:
+        raise InputError(f"--rate={options.rate}: expected above 0")
+
+
 def find(name: str) -> ModuleType:
     """A method, `joint` or `pkg.module`."""
     return lookup.module("method", name, anomaly, NEEDED)

@@ -1,6 +1,8 @@
 """A trained detector: scores of images, where an image is not normal, and from which score on it is flagged.
 
-detector = load("runs/anomaly"); found = detector.look(images)      # Found: scores (seeds, n), images, heat
+detector = load("runs/anomaly"); scores = detector.score(images); flagged = detector.predict(images)      # (n,)
+
+`look` also says where; `jaxgan.image_detector` also fits one.
 """
 
 import dataclasses
@@ -65,6 +67,15 @@ class Detector:
         raw, again, heat = _look(self.method, self.networks, self.weights, images)
         scores = np.sum(list(self.calibration.standardised(raw).values()), 0)
         return Found(scores, again, heat / self.hot)
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """float64 (n,) of images uint8 (n, h, w) or (n, h, w, c), higher is more anomalous."""
+        images = np.asarray(images)
+        return self.look(images[..., None] if images.ndim == 3 else images).scores.mean(0)
+
+    def predict(self, images: np.ndarray, false_positive_rate: float = 0.05) -> np.ndarray:
+        """bool (n,), whether an image scores above the threshold, as at most such a share of new normal ones does."""
+        return self.score(images) > self.calibration.threshold(false_positive_rate)
 
     def save(self, run: epath.PathLike) -> None:
         calibration.save(epath.Path(run) / FILE, self.method, self.calibration, hot=self.hot)

@@ -1,8 +1,8 @@
 """A trained detector for the rows of a table: how it encodes them, their scores, and from which score one is flagged.
 
-    detector = load("runs/mine"); scores = detector.look(detector.encoding.encode(table)[0])      # (seeds, n)
+    detector = load("runs/mine"); scores = detector.score("new.csv"); flagged = detector.predict("new.csv")      # (n,)
 
-`detector` is its counterpart for images.
+`detector` is its counterpart for images; `jaxgan.table_detector` also fits one.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from scipy.special import log_ndtr
 
-from jaxgan import encoding, files, numerics
+from jaxgan import encoding, files, numerics, tables
 from jaxgan.anomaly import calibration, parts
 from jaxgan.anomaly.calibration import TINY, Calibration
 from jaxgan.encoding import Encoding
@@ -65,6 +65,32 @@ class Detector:
     def look(self, x: np.ndarray) -> np.ndarray:
         """(seeds, n) float64 of encoded rows, float32 (n, d)."""
         return np.sum(list(self.parts(x).values()), 0)
+
+    def score(self, rows: Any) -> np.ndarray:
+        """float64 (n,) of rows as `tables.of` takes them, higher is more anomalous; NaN for one that is dropped."""
+        table = tables.of(rows)
+        x, places = self.encoding.encode(table)
+        scores = np.full(table.rows, np.nan)
+        scores[places] = self.look(x).mean(0)
+        return scores
+
+    def predict(self, rows: Any, false_positive_rate: float = 0.05) -> np.ndarray:
+        """bool (n,), whether a row scores above the threshold, as at most such a share of new normal rows does."""
+        return self.score(rows) > self.calibration.threshold(false_positive_rate)
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """float64 (n, columns): by how much the score of each encoded row (n, d) falls with a column as usual.
+
+        Usual are the median of numbers and the most common category; the other columns of the row stay as they are. The
+        columns are `encoding.encoded`. It costs as much as scoring so many times as there are columns.
+        """
+        usual, scores = self.encoding.usual, self.look(x).mean(0)
+        found = np.zeros((len(x), len(self.encoding.spans)))
+        for i, span in enumerate(self.encoding.spans):
+            other = x.copy()
+            other[:, span] = usual[span]
+            found[:, i] = scores - self.look(other).mean(0)
+        return found
 
     def save(self, run: epath.PathLike) -> None:
         calibration.save(epath.Path(run) / FILE, self.method, self.calibration, encoding=self.encoding.to_json())

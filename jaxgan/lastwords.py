@@ -6,6 +6,7 @@ have written to stderr in their last moments is left out. Python's own stderr is
 """
 
 import atexit
+import builtins
 import contextlib
 import os
 import select
@@ -74,6 +75,11 @@ def prepare(words: str) -> None:
     libc.signal(signal.SIGABRT, _callback)
 
 
+def interactive() -> bool:
+    """Whether somebody types into this process, a notebook or an interpreter: it outlives the program it runs."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or hasattr(builtins, "get_ipython")
+
+
 def open_streams() -> None:
     """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told."""
     for name in ("stdin", "stdout", "stderr"):  # 0, 1, 2: each takes the least number that is free
@@ -119,7 +125,7 @@ def unread(stream: IO[str]) -> bool:
 def leave(code: int, at_once: bool = False) -> NoReturn:
     """Ends a process that has said why: with the others, if it has any, but not with those that it has lost.
 
-    at_once: without the interpreter's own end, which waits for every thread.
+    at_once: without the interpreter's own end, which waits for every thread. Not in an interactive session, which lives.
     """
     global _code
     _code = code
@@ -127,7 +133,7 @@ def leave(code: int, at_once: bool = False) -> NoReturn:
         import jax
 
         jax.distributed.shutdown()  # waits for all hosts, `hosts.LEAVE` seconds at most, and then aborts: `_aborted`
-    if at_once or (code == HOST_LOST and _callback is not None):
+    if (at_once and not interactive()) or (code == HOST_LOST and _callback is not None):
         exit_at_once(code)
     raise SystemExit(code)
 

@@ -8,6 +8,7 @@ have written to stderr in their last moments is left out. Python's own stderr is
 import atexit
 import builtins
 import contextlib
+import io
 import os
 import select
 import signal
@@ -81,10 +82,15 @@ def interactive() -> bool:
 
 
 def open_streams() -> None:
-    """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told."""
+    """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told.
+
+    A character that stdout's encoding lacks (one of a Windows code page: λ) is written as an escape.
+    """
     for name in ("stdin", "stdout", "stderr"):  # 0, 1, 2: each takes the least number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
@@ -117,6 +123,12 @@ def mute(stream: IO[str]) -> None:
 
 def unread(stream: IO[str]) -> bool:
     """Whether it is a pipe whose reader is gone."""
+    if not hasattr(select, "poll"):  # Windows
+        try:
+            stream.flush()
+        except OSError:
+            return True
+        return False
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return bool(poll.poll(0))  # told unasked is what is wrong, and nothing else
@@ -125,7 +137,8 @@ def unread(stream: IO[str]) -> bool:
 def leave(code: int, at_once: bool = False) -> NoReturn:
     """Ends a process that has said why: with the others, if it has any, but not with those that it has lost.
 
-    at_once: without the interpreter's own end, which waits for every thread. Not in an interactive session, which lives.
+    at_once: without the interpreter's own end, which waits for every thread.
+    (Not in an interactive session, which lives.)
     """
     global _code
     _code = code

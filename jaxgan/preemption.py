@@ -11,8 +11,8 @@ Signals less than a second apart count as one: coreutils' `timeout` sends two, o
 second signal ends the process at once. In a notebook, or any session that somebody types into, the process must live:
 an interrupt saves and then raises KeyboardInterrupt, and a second one raises it where the program is.
 
-Python runs handlers between two bytecodes, and a compiled call is one: so a thread listens too, on the socket into which
-the interpreter writes every signal when it arrives. (A socket: Windows has no pipes that do not block.)
+Python runs handlers between two bytecodes, and a compiled call is one: so a thread listens too, on the socket into
+which the interpreter writes every signal when it arrives. (A socket: on Windows no pipe can be told not to block.)
 """
 
 import contextlib

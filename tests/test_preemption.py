@@ -34,7 +34,9 @@ with Preemption() as preemption:
 def listening(signals, session=""):
     """Exit code, stdout and stderr of a process that gets these signals, and then another."""
     code = LISTENING.format(signals=signals, session=session)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 

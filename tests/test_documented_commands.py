@@ -215,7 +215,7 @@ def of_anomaly(home, config, out):
     if config.mode == "score":
         rows = list(csv.DictReader((home / config.out).open()))
         files = sorted(row["image"] for row in rows)
-        assert files == sorted(f"{i}.png" for i in range(6)) and all(0 <= float(row["p"]) <= 1 for row in rows)
+        assert files == sorted(f"{i}.png" for i in range(6)) and all(0 <= float(row["p_value"]) <= 1 for row in rows)
         assert len([*(home / config.heatmaps).iterdir()]) == 7 and "of 6 images score above" in out
         return
     assert (home / config.workdir / "anomaly.json").exists()
@@ -226,7 +226,9 @@ def of_anomaly(home, config, out):
 def of_anomaly_table(home, config, out):
     if config.mode == "score":
         rows = list(csv.DictReader((home / config.out).open()))
-        assert len(rows) == 8 and all(0 <= float(row["p"]) <= 1 for row in rows) and "of 8 rows score above" in out
+        assert (
+            len(rows) == 8 and all(0 <= float(row["p_value"]) <= 1 for row in rows) and "of 8 rows score above" in out
+        )
         return
     assert (home / config.workdir / tabular.FILE).exists()
 
@@ -241,10 +243,15 @@ def of_augment(home, config, out):
 
 def of_transfer(home, config, out):
     run = home / config.workdir
-    assert shows(next(run.glob("*.png"))) and "scratch" in out and "finetune" in out
-    if "photos" in config.dataset:  # all of the folder, of every class, less what is held out
-        assert "36 images" in out + (run / "report.json").read_text() or "all" in out
-        assert not {"--classes", "of class"} & {*out.split()}
+    told = json.loads((run / "report.json").read_text())
+    assert shows(run / "chart.png") and shows(run / "samples.png") and told
+    if config.num_images == (0,):  # of all three classes, less what is held out
+        assert 24 < flags.read(next(run.glob("finetune-*")))["examples"] < 36
+    assert (
+        "scratch" in out
+        and "finetune" in out
+        and f"wrote report.json, chart.png and samples.png to {config.workdir}" in out
+    )
 
 
 def of_interpret(home, config, out):

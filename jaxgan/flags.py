@@ -211,6 +211,8 @@ def main(
         lastwords.say(prefix + printable(" ".join(str(ending).split()))[:LONGEST], sys.stderr)
         lastwords.leave(ending.code, at_once=ending.at_once and argv is None)
     except KeyboardInterrupt:
+        if lastwords.interactive():  # a notebook shows it, and goes on
+            raise
         lastwords.say("interrupted", sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -41,6 +41,8 @@ def initialise(config: Any) -> None:
     given = launch(config)
     if given is None and (config.num_hosts or not in_a_cluster()):
         return
+    if not hasattr(os, "pread"):  # nor memfd_create, nor file 2 as `lastwords` needs it
+        raise InputError("several hosts need Linux or macOS; on Windows start one, with --num_hosts=1, or use WSL")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # by which CPUs reach each other; GPUs have NCCL
     jax.config.update("jax_enable_preemption_service", False)  # its handler of SIGTERM would take the place of ours
     timeouts = {

@@ -6,7 +6,9 @@ have written to stderr in their last moments is left out. Python's own stderr is
 """
 
 import atexit
+import builtins
 import contextlib
+import io
 import os
 import select
 import signal
@@ -74,11 +76,21 @@ def prepare(words: str) -> None:
     libc.signal(signal.SIGABRT, _callback)
 
 
+def interactive() -> bool:
+    """Whether somebody types into this process, a notebook or an interpreter: it outlives the program it runs."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or hasattr(builtins, "get_ipython")
+
+
 def open_streams() -> None:
-    """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told."""
+    """Closed standard streams are opened on nothing: the next files would get their numbers, and what they are told.
+
+    A character that stdout's encoding lacks (one of a Windows code page: λ) is written as an escape.
+    """
     for name in ("stdin", "stdout", "stderr"):  # 0, 1, 2: each takes the least number that is free
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
@@ -134,6 +146,12 @@ def mute(stream: IO[str]) -> None:
 
 def unread(stream: IO[str]) -> bool:
     """Whether it is a pipe whose reader is gone."""
+    if not hasattr(select, "poll"):  # Windows
+        try:
+            stream.flush()
+        except OSError:
+            return True
+        return False
     poll = select.poll()
     poll.register(stream.fileno(), 0)
     return bool(poll.poll(0))  # told unasked is what is wrong, and nothing else
@@ -143,6 +161,7 @@ def leave(code: int, at_once: bool = False) -> NoReturn:
     """Ends a process that has said why: with the others, if it has any, but not with those that it has lost.
 
     at_once: without the interpreter's own end, which waits for every thread.
+    (Not in an interactive session, which lives.)
     """
     global _code
     _code = code
@@ -150,7 +169,7 @@ def leave(code: int, at_once: bool = False) -> NoReturn:
         import jax
 
         jax.distributed.shutdown()  # waits for all hosts, `hosts.LEAVE` seconds at most, and then aborts: `_aborted`
-    if at_once or (code == HOST_LOST and _callback is not None):
+    if (at_once and not interactive()) or (code == HOST_LOST and _callback is not None):
         exit_at_once(code)
     raise SystemExit(code)
 

@@ -78,7 +78,8 @@ def run(
     example: a batch (b, ...) for its shapes. about: what config.json holds beside the config (networks, data).
     best: an evaluated metric whose best checkpoint is kept too, the one with the least; of "max:name" with the most.
     begin_from: the first state -> the one to start from instead, of the same shapes: with the weights of another run.
-    Raises `Preempted` when a signal ended it, `StorageFault` when nothing can be written any longer, and `Diverged`.
+    Raises `Preempted` when a signal ended it, KeyboardInterrupt for an interrupt in a notebook, `StorageFault` when
+    nothing can be written any longer, and `Diverged`.
     """
     started = time.monotonic()
     length = min(config.steps_per_call, feed.max_steps, config.steps)

@@ -18,7 +18,7 @@ from etils import epath
 from jaxgan import checkpoint, files, hosts, lastwords, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
-from jaxgan.errors import Diverged, Preempted, StorageFault
+from jaxgan.errors import Diverged, StorageFault
 from jaxgan.game import Game, State
 from jaxgan.preemption import Preemption
 
@@ -115,7 +115,7 @@ def play(
                     checkpoints.wait()
                 own = f"{preemption.seconds:.1f} s after the signal"
                 when = own if preemption.asked else "as a signal asked elsewhere"
-                raise Preempted(
+                raise preemption.ending(
                     f"stopped by {preemption.name or 'another host'} at step {step}, saved {when}; "
                     "the same command goes on"
                 )

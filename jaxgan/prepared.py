@@ -123,6 +123,11 @@ def parser(builder: Any, image_key: str, label_key: str) -> Callable[[bytes], tu
 
 def prepare(name: str, data_dir: epath.PathLike | None, manual_dir: epath.PathLike | None, allowed: bool = True) -> Any:
     """A TFDS builder whose data are on disk in a format with random access."""
+    if importlib.util.find_spec(FORMAT) is None:
+        raise InputError(
+            f"--dataset={name} needs the package {FORMAT}, which there is for Linux and macOS; expected folder:DIR or "
+            "npz:FILE here"
+        )
     if manual_dir and not epath.Path(manual_dir).expanduser().is_dir():
         raise InputError(f"--manual_dir={manual_dir} is no folder; expected the original files of {name}")
     data_dir = os.fspath(epath.Path(data_dir).expanduser()) if data_dir else None

@@ -16,20 +16,21 @@ WHOLE = "commit_success.txt"  # what Orbax writes last, in a bucket
 TABLE = "state/manifest.ocdbt"  # where each array lies; the last that the parts of a checkpoint are merged into
 PART = ".orbax-checkpoint-tmp"  # in the name of one that is being written
 LATER = "later.json"  # in a checkpoint: what was found out after it was saved
-MATCHED = "*?[]\\"  # Orbax matches names of files against the whole path, and so loses or mixes up parts of checkpoints
+MATCHED = "*?[]"  # Orbax matches names of files against the whole path, and so loses or mixes up parts of checkpoints
 
 
 def check(directory: epath.PathLike, what: str) -> None:
     """Raises InputError for a path below which no checkpoint could be read again."""
     path = os.fspath(absolute(directory))
-    whole = fnmatch.fnmatchcase(path, path) and "\\" not in path
+    refused = MATCHED if os.sep == "\\" else MATCHED + "\\"  # which separates folders on Windows
+    whole = fnmatch.fnmatchcase(path, path) and not ("\\" in path and "\\" in refused)
     if whole and (absolute(directory) / "config.json").exists():
         return  # a run that began there, and can be read
-    for character in sorted(set(path) & set(MATCHED)):
+    for character in sorted(set(path) & set(refused)):
         named = what if character in what else f"{what}, which is {path!r}"
         raise InputError(
             f"{named}: checkpoints cannot be read below a folder with {character!r} in its name; "
-            f"expected a path without {' '.join(MATCHED)}"
+            f"expected a path without {' '.join(refused)}"
         )
 
 

@@ -1,7 +1,6 @@
 """The directory of a run: looked at before anything is read, then made, and held by one process at a time."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -155,10 +154,7 @@ def held(workdir: epath.Path) -> Iterator["Beat"]:
     try:
         yield Beat(None)
     finally:
-        with contextlib.suppress(OSError):  # it may have become read-only, or full
-            (workdir / LOCK).unlink()
-        with contextlib.suppress(OSError):
-            file.close()
+        _unlock(file, Path(workdir / LOCK))
 
 
 class Beat:
@@ -219,32 +215,53 @@ def _other(who: dict) -> bool:
     return bool(who) and who.get("token") != TOKEN
 
 
-def _locked(path: Path, workdir: epath.Path) -> IO[str]:
+def _locked(path: Path, workdir: epath.Path) -> IO[bytes]:
     """The file, open and locked."""
+    import filelock  # here: it takes 50 ms, and only training needs it
+
     while True:
         try:
-            file = path.open("a+")
+            file = path.open("ab+", buffering=0)
         except PermissionError:  # another user's: to lock it needs no more
-            file = path.open()
+            file = path.open("rb", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = _owner(file.read())
+            locked = filelock.lock_descriptor(file.fileno(), blocking=False)
+        except OSError:
+            return file  # some network file systems have no locks; better to train than to refuse
+        if not locked:
+            who = _holder(file)
             file.close()
             raise InputError(
                 f"{os.fspath(workdir)!r} is in use by {_name(who)}; wait for its end, or choose another --workdir"
-            ) from None
-        except OSError:
-            return file  # some network file systems have no locks; better to train than to refuse
+            )
         # Whoever ends removes the file: it may have gone between our opening and our locking it.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             with contextlib.suppress(OSError):  # no room for a name; the lock is what counts
                 file.truncate(0)
-                file.write(_self())
-                file.flush()
+                file.write(_self().encode())
             return file
         file.close()
+
+
+def _unlock(file: IO[bytes], path: Path) -> None:
+    """Removes the file while it is locked, so that nobody locks one that is about to go; then lets go of it."""
+    removed = False
+    with contextlib.suppress(OSError):  # it may have become read-only, or full; Windows keeps a file that is open
+        path.unlink()
+        removed = True
+    with contextlib.suppress(OSError):
+        file.close()
+    if not removed:  # on Windows, unless somebody else has opened it since
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _holder(file: IO[bytes]) -> dict:
+    """Who wrote the file. Its first byte, a brace, is what Windows locks, and so lets nobody read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        file.seek(1)
+        return _owner("{" + file.read().decode())
+    return {}
 
 
 def _self() -> str:

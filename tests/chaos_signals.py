@@ -142,7 +142,7 @@ def signals_at_odd_moments(folder: Path, times: int) -> str:
     assert wait_for(lambda: lines(workdir), process)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1)
+    time.sleep(1.5)  # less than a second apart they would count as one
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()

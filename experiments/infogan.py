@@ -323,7 +323,9 @@ def main(config: Config) -> None:
     if source.num_classes > 1 and config.categorical:
         judge.check(source)
     if config.dry_run:
-        made = jax.eval_shape(make_game(config, pair).init, jax.random.key(0), image.example_of(source))
+        game = make_game(config, pair)
+        loop.check_step(game, config, image.example_of(source), devices)
+        made = jax.eval_shape(game.init, jax.random.key(0), image.example_of(source))
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
         print(f"would train {config.seeds} seeds on {source.num_examples:,} images {source.shape} of {source.name}")
         print(f"parameters: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")

@@ -39,6 +39,7 @@ _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or f
 LONGEST = 4000  # characters of the one line that says what was wrong
 LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
 UNREAD = 128 + 13  # the exit code of a program that SIGPIPE ends: `head` has seen enough
+OWN = "pkg.module:name"  # among the choices of an option: or whatever a fork's module has
 _HELP = ("help", "helpshort", "helpfull")
 
 
@@ -264,7 +265,7 @@ class _Kind:
         return self._one(name, text)
 
     def _one(self, name: str, text: str) -> Any:
-        if self.choices and text not in self.choices:
+        if self.choices and text not in self.choices and not (OWN in self.choices and ":" in text):
             raise unknown(f"--{name}", text, self.choices)
         try:
             if self.base is bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxgan import checkpoint, files, flags, hosts, memory, parallel, report, rollback, workdir
 from jaxgan.config import Common, check_numbers, kimg
@@ -77,7 +78,8 @@ def run(
         def program(rollbacks: int) -> Program:
             slowed = game.slowed(rollback.SLOWER**rollbacks) if rollbacks else game
             call = parallel.compile_steps(slowed, feed.draw, devices)
-            return Program(call, pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length))), length)
+            traced = pool.submit(lambda: parallel.lower(call, shapes, *feed.like(length)))
+            return Program(call, traced, pool.submit(lambda: parallel.ahead(traced.result())), length)
 
         def first() -> State:
             # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
@@ -89,6 +91,7 @@ def run(
         compiling = program(0)
         state = first()
         resident = feed.resident  # raises for data that cannot be read, before anything is written
+        compiling.traced.result()  # and for losses, penalties and networks that are none
         directory, beat = workdir.of(config), workdir.Beat(None)
 
         def hold() -> bool:
@@ -175,6 +178,13 @@ def shapes_of(game: Game, config: Common, example: Mapping[str, Any]) -> State:
     if state is None or sum(leaf.size for leaf in jax.tree.leaves(state)) > 2**40:
         raise InputError("the networks are too large for any memory; expected less of --width or --latent") from None
     return state
+
+
+def check_step(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Traces a step for its shapes alone. Raises InputError for networks, losses and penalties that are none."""
+    state, share = shapes_of(game, config, example), config.batch_size // len(devices)
+    batch = {n: jax.ShapeDtypeStruct((game.draws, share, *np.shape(x)[1:]), x.dtype) for n, x in example.items()}
+    jax.eval_shape(game.step, state, batch)
 
 
 def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:

@@ -29,9 +29,13 @@ PROFILED = 2  # the number of the call that --profile records: the first compile
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves."""
+    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves.
+
+    traced: done, or with its error, once the step is traced.
+    """
 
     call: Any
+    traced: concurrent.futures.Future
     ahead: concurrent.futures.Future
     length: int
 

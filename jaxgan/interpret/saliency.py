@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgan.critic import Critic
+from jaxgan.layers.canonical import canonical_convolutions
 from jaxgan.regularisers import logit
 
 
@@ -22,7 +23,10 @@ def _gradients(module: Any, variables: Any, images: jax.Array, label: Any, noise
     def add(total: jax.Array, deviation: jax.Array) -> tuple[jax.Array, None]:
         return total + jax.grad(verdict)(images + deviation), None
 
-    return jax.lax.scan(add, jnp.zeros_like(images), noise)[0] / len(noise)
+    def total(noise: jax.Array) -> jax.Array:
+        return jax.lax.scan(add, jnp.zeros_like(images), noise)[0]
+
+    return canonical_convolutions(total)(noise) / len(noise)
 
 
 def saliency(

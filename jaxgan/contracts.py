@@ -92,7 +92,10 @@ def check_move(title: str, made: Any, movers: Sequence[str], variables: Mapping[
 def _check_variables(what: str, before: Any, after: Any) -> None:
     """Of one structure, or no loop can carry them."""
     one, other = (
-        {jax.tree_util.keystr(path): (jnp.shape(x), jnp.result_type(x)) for path, x in _leaves(tree)}
+        {
+            jax.tree_util.keystr(path): (jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
+            for path, x in _leaves(tree)
+        }
         for tree in (before, after)
     )
     for path in sorted(one.keys() | other.keys()):

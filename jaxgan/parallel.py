@@ -14,9 +14,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgan import collectives
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.errors import InputError
 from jaxgan.game import Game, State
-from jaxgan.layers.canonical import canonical_convolutions
 
 
 def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence[jax.Device]) -> Any:

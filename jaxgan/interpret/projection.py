@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.interpret.spaces import Space
-from jaxgan.layers.canonical import canonical_convolutions
 
 Features = Callable[[jax.Array, jax.Array | None], jax.Array]  # images (b, h, w, c), labels -> (b, ...)
 

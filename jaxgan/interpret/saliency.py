@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.critic import Critic
-from jaxgan.layers.canonical import canonical_convolutions
 from jaxgan.regularisers import logit
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgan.errors import InputError
 
@@ -116,6 +117,17 @@ def _written(made: Any) -> str:
     if isinstance(made, tuple):
         return f"({', '.join(type(x).__name__ for x in made)})"
     return f"a {type(made).__name__}"
+
+
+def number(what: str, value: Any) -> float:
+    """A figure of an evaluation."""
+    if not isinstance(value, bool | int | float | np.number | np.ndarray | jax.Array) or np.ndim(value):
+        raise InputError(f"{what} is {_figure(value)}; expected a number")
+    return float(value)
+
+
+def _figure(value: Any) -> str:
+    return f"an array {np.shape(value)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
 
 
 def call_gen_loss(function: Callable, fake: jax.Array, real: Any) -> jax.Array:

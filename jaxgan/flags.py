@@ -279,6 +279,11 @@ class _Kind:
 
 
 def _kinds(config_class: type) -> dict[str, _Kind]:
+    name = config_class.__name__
+    if not dataclasses.is_dataclass(config_class) or any(
+        isinstance(value, dataclasses.Field) for value in vars(config_class).values()
+    ):
+        raise InputError(f"{name} is no dataclass; write @dataclasses.dataclass(frozen=True) above it")
     hints = typing.get_type_hints(config_class)
     kinds = {}
     for field in dataclasses.fields(config_class):
@@ -286,10 +291,13 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
             optional = True
-        if typing.get_origin(hint) is tuple:
-            (hint, _), many = typing.get_args(hint), True
-        assert hint in _EXPECTED, f"{config_class.__name__}.{field.name}: no flag holds {hint}"
-        assert field.name not in ("preset", *_HELP), f"{config_class.__name__}.{field.name}: the name is taken"
+        if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
+            hint, many = typing.get_args(hint)[0], True
+        if hint not in _EXPECTED:
+            kinds_of = "str, int, float, bool, or a tuple of one of them, such as tuple[int, ...]"
+            raise InputError(f"{name}.{field.name}: no flag holds {hints[field.name]}; expected {kinds_of}")
+        if field.name in ("preset", *_HELP):
+            raise InputError(f"{name}.{field.name}: every script has a flag of this name; choose another")
         meta = field.metadata
         kinds[field.name] = _Kind(hint, many, optional, tuple(meta.get("choices", ())), meta.get("help", ""))
     return kinds

@@ -189,6 +189,8 @@ def check_step(game: Game, config: Common, example: Mapping[str, Any], devices: 
 
 def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
     """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+    if not {"image", "row"} <= example.keys():
+        raise InputError(f"the example of a run holds {sorted(example)}; expected arrays (b, ...) 'image' and 'row'")
     state = shapes_of(game, config, example)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     own = [device for device in devices if device.process_index == jax.process_index()]

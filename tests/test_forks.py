@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 import textwrap
+import types
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,12 @@ import pytest
 from runs import QUIET, here
 
 from experiments import anomaly, evaluate, template
-from jaxgan import adversarial, augment, losses, penalties, regularisers
+from jaxgan import adversarial, augment, contracts, flags, losses, penalties, regularisers
+from jaxgan.config import Common
 from jaxgan.errors import InputError
+from jaxgan.flags import option
 from jaxgan.game import Game, Move, Player
+from jaxgan.metrics import measure
 from jaxgan.models import mlp
 
 # One module with a part of each kind.
@@ -329,6 +333,42 @@ def test_an_auxiliary_game_needs_class_logits():
         InputError, match=r"has shape \(6,\); expected \(6, 4\), a logit and class logits of each image"
     ):
         step(pair=pair)
+
+
+def test_a_config_that_is_no_table_of_flags_is_named():
+    class Bare(Common):
+        mine: int = option(3, "not a field without the decorator")
+
+    @dataclasses.dataclass(frozen=True)
+    class Pairs:
+        mine: tuple[int, int] = option((1, 2), "not a flag")
+
+    @dataclasses.dataclass(frozen=True)
+    class Taken:
+        preset: str = option("", "another flag's name")
+
+    for config, text in (
+        (Bare, "Bare is no dataclass; write @dataclasses.dataclass"),
+        (Pairs, r"Pairs.mine: no flag holds tuple\[int, int\]; expected str, int, .*such as tuple\[int, ...\]"),
+        (Taken, "Taken.preset: every script has a flag of this name"),
+    ):
+        with pytest.raises(InputError, match=text):
+            flags.parse(config, {}, [])
+
+
+def test_a_metric_of_more_than_numbers_is_named(mine):
+    sides = types.SimpleNamespace(fake=types.SimpleNamespace(features=np.ones((3, 2))))
+    assert measure.score("mine:brightness", sides) == {"brightness": 1.0}
+    with pytest.raises(
+        InputError, match=r"figure 'brightness' of metric 'mine:per_image' is an array \(3,\); expected"
+    ):
+        measure.score("mine:per_image", sides)
+    with pytest.raises(InputError, match="unknown metric .nothing."):
+        measure.score("mine:nothing", sides)
+    for value in (np.ones(2), [1.0], "3", None):
+        with pytest.raises(InputError, match=r"is an? .*; expected a number"):
+            contracts.number("it", value)
+    assert contracts.number("it", jnp.float32(2)) == 2.0
 
 
 def test_a_method_of_anomaly_detection_in_one_file(tmp_path, capfd, monkeypatch):

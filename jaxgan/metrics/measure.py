@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgan import lookup
+from jaxgan import contracts, lookup
 from jaxgan.errors import InputError
 from jaxgan.metrics import agreement, frechet, inception_score, kid, neighbours
 from jaxgan.metrics.embed import Embedded, Network
@@ -113,10 +113,7 @@ def score(name: str, comparison: Comparison) -> dict[str, float]:
     figures = metric(name).function(comparison)
     if not isinstance(figures, dict):
         raise InputError(f"metric {name!r} returns a {type(figures).__name__}; expected {{figure: number}}")
-    for figure, value in figures.items():
-        if np.ndim(value) or not np.isreal(value):
-            raise InputError(f"metric {name!r}: {figure!r} has shape {np.shape(value)}; expected a number")
-    return figures
+    return {figure: contracts.number(f"figure {figure!r} of metric {name!r}", x) for figure, x in figures.items()}
 
 
 def measure(names: Any, real: Reference, fake: Embedded, network: Network, asked: np.ndarray | None = None, seed=0):

@@ -363,7 +363,7 @@ def test_a_metric_of_more_than_numbers_is_named(mine):
         InputError, match=r"figure 'brightness' of metric 'mine:per_image' is an array \(3,\); expected"
     ):
         measure.score("mine:per_image", sides)
-    with pytest.raises(InputError, match="unknown metric .nothing."):
+    with pytest.raises(InputError, match="unknown metric"):
         measure.score("mine:nothing", sides)
     for value in (np.ones(2), [1.0], "3", None):
         with pytest.raises(InputError, match=r"is an? .*; expected a number"):

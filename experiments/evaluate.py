@@ -107,7 +107,9 @@ class Config:
     channels: int = option(0, "1: grey, 3: colour, 4: RGBA, 0: as they are, or as the run saw them")
     skip_bad_images: bool = option(False, "leave out files of folders that cannot be read; so does a run that did")
     metrics: tuple[str, ...] = option(
-        ("fid", "precision_recall", "density_coverage"), "what to measure; all: all that can be", (*CHOICES, "all")
+        ("fid", "precision_recall", "density_coverage"),
+        "what to measure; all: all that can be",
+        (*CHOICES, "all", flags.OWN),
     )
     features: str = option("classifier", "what metrics see: classifier, inception, pixels, or your own pkg.module:name")
     inception_weights: str = option("", "the weights of Inception; empty: those in the cache folder")
@@ -177,7 +179,7 @@ def check(config: Config) -> None:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - config.repeats - 1}")
     if not config.metrics:
         raise InputError("--metrics= is empty; expected at least one")
-    of_features = [measure.METRICS[name].least for name in config.metrics if name in measure.METRICS]
+    of_features = [measure.metric(name).least for name in config.metrics if measure.is_of_features(name)]
     least = max(of_features, default=2)
     if 0 < config.reference_images < least:
         raise InputError(f"--reference_images={config.reference_images}: expected 0 (all), or at least {least}")
@@ -421,7 +423,7 @@ def evaluate(config: Config, subject: Subject, real: Real, devices: list) -> lis
                 if name in OWN:
                     row |= FUNCTIONS[name](real, samples, subject, seed)
                 else:
-                    row |= measure.METRICS[name].function(comparison)
+                    row |= measure.score(name, comparison)
             except InputError as error:
                 if not everything:
                     raise

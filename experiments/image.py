@@ -55,6 +55,14 @@ from jaxgan.trained import Trained, as_stored, network
 class Config(Common):
     needs: ClassVar[Mapping[str, flags.Need]] = NEEDS
     earlier: ClassVar[Mapping[str, Mapping[str, Any]]] = EARLIER
+    # {flag: weight -> what it adds to a loss}. A fork's own Config adds its flag, and here what that makes.
+    penalty_flags: ClassVar[Mapping[str, Callable[[Any], penalties.Penalty]]] = {
+        "r1": penalties.r1,
+        "r2": penalties.r2,
+        "wgan_gp": penalties.wgan_gp,
+        "dragan": penalties.dragan,
+    }
+    regulariser_flags: ClassVar[Mapping[str, Callable[[Any], regularisers.Regulariser]]] = {}
 
     steps: int = option(4000, "training steps", resumable=True)
     classes: tuple[str, ...] = option(
@@ -102,7 +110,7 @@ class Config(Common):
     metrics: tuple[str, ...] = option(
         ("distance",),
         "what evaluations measure, the best checkpoint by the first: modes is for stacked digits",
-        tuple(BEST),
+        (*BEST, flags.OWN),
     )
     features: str = option(
         "classifier",
@@ -160,10 +168,24 @@ def annealed(config: Any, values: tuple[float, ...]) -> float | Callable[[jax.Ar
     return schedule.anneal(values, config.anneal_images, config.anneal)
 
 
+# What every network has.
+FIELDS = {
+    "shape": "shape: tuple[int, int, int]",
+    "num_classes": "num_classes: int = 0",
+    "dtype": "dtype: Any = jnp.float32",
+}
+
+
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     """`home.name(**arguments)`; an argument that the network does not have is an error of the flag that gave it."""
     network = getattr(home, name)
+    if not dataclasses.is_dataclass(network):
+        raise InputError(f"{home.__name__}.{name} is no flax.linen.Module; expected a class of one")
     for argument in arguments.keys() - {field.name for field in dataclasses.fields(network)}:
+        if argument in FIELDS:
+            raise InputError(
+                f"the {name} of {home.__name__} has no field {argument!r}; write `{FIELDS[argument]}` in its class"
+            )
         raise InputError(f"the {name} of {home.__name__} has no {argument!r}; leave that flag out for this model")
     return network(**arguments)
 
@@ -215,13 +237,11 @@ def half_life(config: Config) -> float | Callable[[jax.Array], jax.Array] | None
 
 
 def make_game(config: Config, pair: adversarial.Pair) -> Game:
-    makers: list[tuple[Callable[[Any], penalties.Penalty], tuple[float, ...]]] = [
-        (penalties.r1, config.r1),
-        (penalties.r2, config.r2),
-        (penalties.wgan_gp, config.wgan_gp),
-        (penalties.dragan, config.dragan),
+    penalised = [
+        make(annealed(config, weight))
+        for name, make in config.penalty_flags.items()
+        if (weight := getattr(config, name))
     ]
-    penalised = [make(annealed(config, weight)) for make, weight in makers if weight]
     terms = [regularisers.lecam(config.lecam)] if config.lecam else []
     terms += [regularisers.orthogonal("gen", config.orthogonal)] if config.orthogonal else []
     if config.auxiliary:
@@ -230,6 +250,7 @@ def make_game(config: Config, pair: adversarial.Pair) -> Game:
     terms += [
         make(regularisers.flip_and_shift, weight) for make, weight in zip(changed, config.consistency, strict=False)
     ]
+    terms += [make(weight) for name, make in config.regulariser_flags.items() if (weight := getattr(config, name))]
     game = adversarial.game(
         pair,
         lookup.member("loss", config.loss, losses, losses.Loss),
@@ -286,7 +307,9 @@ def main(config: Config) -> None:
     pair = playing(config, source)
     evaluation(config, functools.partial(trained, pair), None, source, devices)  # for what it could not measure
     if hosts.first():
-        describe(config, source, make_game(config, pair), example_of(source), devices)
+        game = make_game(config, pair)
+        loop.check_step(game, config, example_of(source), devices)
+        describe(config, source, game, example_of(source), devices)
 
 
 def playing(config: Config, source: data.Source) -> adversarial.Pair:

@@ -7,11 +7,12 @@ from jaxgan.config import NEEDS as COMMON
 from jaxgan.config import check_decays, check_least
 from jaxgan.errors import InputError
 from jaxgan.flags import Need, written
-from jaxgan.metrics.measure import METRICS
+from jaxgan.metrics.measure import is_of_features
 
 # Flags of one value, or start,end over --anneal_images; the others may be empty.
 NEEDED = ("learning_rate", "beta2", "augment_probability")
 PENALTIES = ("r1", "r2", "wgan_gp", "dragan")
+# Of a fork's flags see `image.Config.penalty_flags`.
 SCHEDULES = (*NEEDED, "gen_learning_rate", "gen_beta2", *PENALTIES, "instance_noise", "ema")
 LARGEST, UNROLLED = 2**30, 1000  # of whole numbers, which traced code takes as 32 bits; of moves that are all kept
 
@@ -27,7 +28,7 @@ MOVING = Need(
 NEEDS = COMMON | {
     "diagnose": Need(lambda c: c.eval_every > 0, "without --eval_every, the steps between diagnoses"),
     "features": Need(
-        lambda c: any(name in METRICS for name in c.metrics),
+        lambda c: any(is_of_features(name) for name in c.metrics),
         "without a metric of features, for example --metrics=fid: distance and modes have classifiers of their own",
     ),
     "inception_weights": Need(lambda c: c.features in ("inception", "auto"), "without --features=inception"),
@@ -37,7 +38,8 @@ NEEDS = COMMON | {
     "ada_target": Need(lambda c: c.augment, "without --augment, for example --augment=ada"),
     "ada_images": Need(lambda c: c.ada_target, "without --ada_target, for example --ada_target=0.6"),
     "penalty_every": Need(
-        lambda c: any(getattr(c, name) for name in PENALTIES), "without a penalty: --r1, --r2, --wgan_gp or --dragan"
+        lambda c: any(getattr(c, name) for name in penalties_of(c)),
+        "without a penalty: --r1, --r2, --wgan_gp or --dragan, or a flag of your own that Config.penalty_flags names",
     ),
     "path_every": Need(lambda c: c.path_length, "without --path_length"),
     "ema_ramp": Need(lambda c: c.ema, "without --ema"),
@@ -49,13 +51,23 @@ NEEDS = COMMON | {
 }
 
 
+def penalties_of(config: Any) -> tuple[str, ...]:
+    """The flags that weigh a penalty of the gradient, with a fork's own."""
+    return tuple(getattr(config, "penalty_flags", PENALTIES))
+
+
 def check(config: Any, devices: int) -> None:
     """Raises InputError."""
-    for name in (*SCHEDULES, "consistency"):
+    own = tuple(name for name in penalties_of(config) if name not in PENALTIES)
+    for name in (*SCHEDULES, "consistency", *own):
         values = getattr(config, name)
+        if not isinstance(values, tuple):
+            raise InputError(
+                f"--{name} is in Config.penalty_flags; expected `{name}: tuple[float, ...] = option((), ...)`"
+            )
         if len(values) > 2 or (name in NEEDED and not values):
             raise InputError(f"--{name}={written(values)}: expected one value, or start,end")
-    check_least(config, dict.fromkeys(ONES, 1) | dict.fromkeys((*ZEROS, *RATES, *PENALTIES, "consistency"), 0))
+    check_least(config, dict.fromkeys(ONES, 1) | dict.fromkeys((*ZEROS, *RATES, *PENALTIES, "consistency", *own), 0))
     check_decays(config, ("beta1", "beta2", "gen_beta2"))
     for name in (*ONES, *ZEROS):
         most = UNROLLED if name == "unroll" else LARGEST

@@ -60,6 +60,11 @@ def _takes_inception(config: Any) -> bool:
     return False
 
 
+def figure_of(name: str) -> str | None:
+    """The figure of a metric that tells the best checkpoint."""
+    return BEST[name] if name in BEST else measure.metric(name).best
+
+
 def check(config: Any, source: data.Source) -> None:
     """Raises InputError for what the first evaluation could not measure, an hour into the training.
 
@@ -70,10 +75,10 @@ def check(config: Any, source: data.Source) -> None:
     if config.features not in embed.FEATURES and ":" not in config.features:
         raise unknown("features", config.features, embed.FEATURES, "or your own: pkg.module:name")
     first = config.metrics[0]
-    if BEST[first] is None:
+    if figure_of(first) is None:
         raise InputError(f"--metrics={','.join(config.metrics)}: {first} does not tell a best checkpoint; not first")
     for name in config.metrics:
-        least = METRICS[name].least if name in METRICS else 2
+        least = measure.metric(name).least if measure.is_of_features(name) else 2
         if config.eval_samples < least:
             raise InputError(f"--eval_samples={config.eval_samples}: expected at least {least} for {name}")
     if "accuracy" in config.metrics and not (config.conditional and config.features == "classifier"):
@@ -88,8 +93,8 @@ def check(config: Any, source: data.Source) -> None:
         except InputError as error:
             raise InputError(f"--metrics=modes: {error}") from None
     for name in config.metrics:
-        least = METRICS[name].least if name in METRICS else 2
-        if name == "distance" or (name in METRICS and config.features == "classifier"):
+        least = measure.metric(name).least if measure.is_of_features(name) else 2
+        if name == "distance" or (measure.is_of_features(name) and config.features == "classifier"):
             least = max(least, quality.LEAST)
         if source.num_examples < least:
             raise InputError(
@@ -102,7 +107,7 @@ def best(config: Any) -> str | None:
     """The figure whose best checkpoint is kept."""
     if not (config.eval_every and config.metrics):
         return None
-    sign, colon, name = (BEST[config.metrics[0]] or "").rpartition(":")
+    sign, colon, name = (figure_of(config.metrics[0]) or "").rpartition(":")
     name = measure.frechet_name(config.features) if name == "fid" else name
     return f"{sign}{colon}eval/{name}"
 
@@ -139,7 +144,7 @@ def evaluation(
         tell("digits", modes.accuracy)
         return modes
 
-    others = [name for name in config.metrics if name in METRICS]
+    others = [name for name in config.metrics if measure.is_of_features(name)]
     network = functools.cache(functools.partial(named, config, source, judge, cache))
     if others and config.eval_every and config.features != "classifier":
         check_logits(config, network(), source)

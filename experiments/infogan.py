@@ -350,7 +350,9 @@ def main(config: Config) -> None:
     if source.num_classes > 1 and categories(config):
         judge.check(source)
     if config.dry_run:
-        made = jax.eval_shape(make_game(config, pair).init, numerics.key(0), image.example_of(source))
+        game, example = make_game(config, pair), image.example_of(source)
+        loop.check_step(game, config, example, devices)
+        made = jax.eval_shape(game.init, numerics.key(0), example)
         counts = {n: sum(x.size for x in jax.tree.leaves(p.params)) for n, p in made.players.items()}
         of = classes.line(source.class_names, source.num_classes)
         print(

@@ -23,8 +23,9 @@ import numpy as np
 import optax
 from jax.scipy.special import erf, erfinv
 
-from jaxgan import collectives
+from jaxgan import collectives, contracts
 from jaxgan.augment import Adaptive, Augment, Signs, adapt
+from jaxgan.errors import InputError, unknown
 from jaxgan.game import Batch, Game, Move, Optimizer, Player, State
 from jaxgan.losses import Loss
 from jaxgan.penalties import Penalty, at_real
@@ -72,6 +73,11 @@ class Pair:
     pack: int = 1
     remat: bool = False
 
+    def __post_init__(self) -> None:
+        contracts.check_attributes(self.generator, {"latent": "`latent: int = 64`, the dimension of z,"}, "generator")
+        mixes = "`mixes_batch: ClassVar[bool] = False`, or True where a logit depends on other images of the batch,"
+        contracts.check_attributes(self.discriminator, {"mixes_batch": mixes}, "discriminator")
+
     def init_generator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
         z = latents(key, batch["row"], self.generator.latent)
         return _split(self.generator.init(key, z, self.label(batch), train=False))
@@ -100,7 +106,12 @@ class Pair:
     def generate(self, params: Any, variables: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         """Training-mode images (b, h, w, c) and the generator's new variables."""
         z, noise_key = self.latents(batch, key), jax.random.split(key)[1]
-        return _apply(self.generator, params, variables, noise_key, batch, z, self.label(batch), remat=self.remat)
+        inputs = (z, self.label(batch))
+        images, variables = _apply(self.generator, params, variables, noise_key, batch, *inputs, remat=self.remat)
+        if "image" in batch:
+            what = f"the output of the generator {contracts.name_of(type(self.generator))}"
+            contracts.check_shape(what, images, batch["image"].shape, "that of the real images")
+        return images, variables
 
     def critic(self, params: Any, state: State, batch: Batch, key: jax.Array, copies: int = 1) -> Callable:
         """(variables, images (copies * b, h, w, c)) -> its output, (copies * b / pack, ...), and new variables."""
@@ -113,14 +124,35 @@ class Pair:
 
         def score(variables, images):
             if self.augment is not None:
-                images = self.augment.apply(image_keys(aug_key, rows), images, self.probability(variables, state))
+                keys, shape = image_keys(aug_key, rows), images.shape
+                images = self.augment.apply(keys, images, self.probability(variables, state))
+                what = f"the output of the augmentation {contracts.name_of(self.augment.apply)}"
+                contracts.check_shape(what, images, shape, "that of the images which it was given")
             if callable(self.noise) or self.noise:
                 normal = jax.vmap(lambda k: jax.random.normal(k, images.shape[1:], jnp.float32))
                 images = images + at(self.noise, state.seen) * normal(image_keys(instance_key, rows))
             images = packed(images, self.pack)
-            return _apply(self.discriminator, params, variables, noise_key, batch, images, label, remat=self.remat)
+            inputs = (images, label)
+            output, variables = _apply(
+                self.discriminator, params, variables, noise_key, batch, *inputs, remat=self.remat
+            )
+            self.check_output(output, len(images))
+            return output, variables
 
         return score
+
+    def check_output(self, output: Any, count: int) -> None:
+        """Raises InputError for what are no logits of `count` images."""
+        what = f"the output of the discriminator {contracts.name_of(type(self.discriminator))}"
+        if self.auxiliary:
+            shape = (count, 1 + getattr(self.discriminator, "num_classes", 0))
+            contracts.check_shape(what, output, shape, "a logit and class logits of each image (b, 1 + classes)")
+        else:
+            form = "logits (b,), one of each image"
+            width = output.shape[1:] if getattr(output, "ndim", 0) == 2 else ()
+            judged = getattr(output, "shape", ())[:1] or (count,)
+            patches = max(judged[0] // count, 1)  # of an image, where it judges several
+            contracts.check_shape(what, output, (patches * count, *width), form)
 
     def probability(self, variables: Any, state: State) -> jax.Array | float:
         """How likely an image is augmented: a number, a function of the images seen, or what overfitting made of it."""
@@ -169,7 +201,7 @@ def disc_loss(
     fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
     critic = functools.partial(pair.critic, params["disc"], state, batch)
     mix_keys = image_keys(mix_key, batch["row"])
-    points = [penalty.points(mix_keys, real, fake) for penalty in penalties]
+    points = [_points(penalty, mix_keys, real, fake) for penalty in penalties]
     real_points, fake_points = (any(x is images for x in points) for images in (real, fake))
 
     # Penalties at only one of the two would pay for the other's gradient in a common pass.
@@ -185,7 +217,7 @@ def disc_loss(
 
     real_logits, fake_logits = logit(real_output), logit(fake_output)
     variables = pair.adapted(variables, real_logits)
-    total = jnp.mean(loss.disc(real_logits, fake_logits))
+    total = _mean_loss("disc", loss.disc, loss.disc(real_logits, fake_logits), real_logits)
     metrics = {"real": jnp.mean(real_logits), "fake": jnp.mean(fake_logits), "adversarial": total}
     if pair.augment is not None:
         metrics["augment"] = jnp.asarray(pair.probability(variables, state), jnp.float32)
@@ -196,7 +228,7 @@ def disc_loss(
             gradient = fake_gradient
         else:
             _, gradient, _ = _score(critic(jax.random.fold_in(mix_key, i)), disc.variables, x, True)
-        value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
+        value = _mean_penalty(penalty, packed(gradient, pair.pack))
         total += at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
     seen, z = (real, fake, real_output, fake_output), pair.latents(batch, z_key)
@@ -205,12 +237,36 @@ def disc_loss(
     return total + extra, (metrics | terms, {"disc": variables})
 
 
+def _mean_loss(name: str, function: Callable, values: Any, logits: jax.Array) -> jax.Array:
+    what = f"the loss's {name} {contracts.name_of(function)}"
+    contracts.check_shape(what, values, logits.shape, "one value for each logit, whose mean the caller takes")
+    return jnp.mean(values)
+
+
+def _points(penalty: Penalty, keys: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
+    x = penalty.points(keys, real, fake)
+    what = f"the images of the penalty {contracts.name_of(penalty.points)}"
+    contracts.check_shape(what, x, real.shape, "as many as there are real images")
+    return x
+
+
+def _mean_penalty(penalty: Penalty, gradient: jax.Array) -> jax.Array:
+    values = penalty.function(gradient)
+    what = f"the penalty {contracts.name_of(penalty.function)}"
+    contracts.check_shape(what, values, gradient.shape[:1], "one value for each gradient, whose mean the caller takes")
+    return jnp.mean(values)
+
+
 def _regularised(regularisers: Sequence[Regulariser], view: View, state: State):
     """The weighted sum of the regularisers, the variables after them, and their metrics."""
     total, metrics, variables = jnp.float32(0), {}, view.variables
     for i, regulariser in enumerate(regularisers):
         now = view._replace(key=jax.random.fold_in(view.key, 1000 + i), variables=variables)
-        value, variables = regulariser.function(now)
+        made, what = regulariser.function(now), f"the regulariser {regulariser.name!r}"
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise InputError(f"{what} returns a {type(made).__name__}; expected (scalar, view.variables)")
+        value, variables = made
+        contracts.check_shape(what, value, (), "a scalar: the mean over the batch")
         total += at(regulariser.weight, state.seen) * value
         metrics[regulariser.name] = value
     return total, variables, metrics
@@ -225,11 +281,11 @@ def penalty_loss(pair: Pair, penalties: Sequence[Penalty], every: int, params, s
         fake, _ = pair.generate(gen.params, gen.variables, batch, z_key)
     total, metrics, variables = jnp.float32(0), {}, disc.variables
     for i, penalty in enumerate(penalties):
-        x = penalty.points(image_keys(mix_key, batch["row"]), real, fake)
+        x = _points(penalty, image_keys(mix_key, batch["row"]), real, fake)
         critic = pair.critic(params["disc"], state, batch, jax.random.fold_in(score_key, i))
         output, gradient, variables = _score(critic, variables, x, True)
         variables = pair.counted(variables, logit(output)) if x is real else variables
-        value = jnp.mean(penalty.function(packed(gradient, pair.pack)))
+        value = _mean_penalty(penalty, packed(gradient, pair.pack))
         total += every * at(penalty.weight, state.seen) * value
         metrics[f"penalty_{i}" if i else "penalty"] = value
     return total, (metrics, {"disc": variables})
@@ -246,7 +302,8 @@ def gen_loss(pair: Pair, loss: Loss, params, state: State, batch: Batch, key, re
         real_output, _ = critic(real_key)(disc.variables, batch["image"])
         real_logits = logit(real_output)
     fake_output, _ = critic(fake_key)(disc.variables, fake)
-    total = jnp.mean(loss.gen(logit(fake_output), real_logits))
+    values = contracts.call_gen_loss(loss.gen, logit(fake_output), real_logits)
+    total = _mean_loss("gen", loss.gen, values, logit(fake_output))
     keys = image_keys(real_key, batch["row"])
     seen, z = (batch["image"], fake, real_output, fake_output), pair.latents(batch, z_key)
     view = View(params["gen"], variables, *seen, pair.label(batch), keys, critic, real_key, z)
@@ -308,7 +365,13 @@ def game(
     penalties: in the discriminator's loss, or with `penalty_every` > 1 in a move of their own.
     regularisers: each in the loss of its player.
     unroll: moves of the discriminator that the generator looks ahead.
+
+    Raises InputError for a loss, penalty or regulariser that is none.
     """
+    contracts.check_type("the loss", loss, Loss, "losses.Loss(disc, gen), two functions of logits")
+    for penalty in penalties:
+        contracts.check_type("a penalty", penalty, Penalty, "penalties.Penalty(function, points, weight)")
+    _check_regularisers(regularisers)
     lazy = bool(penalties) and penalty_every > 1
     now = () if lazy else tuple(penalties)
     terms = {name: [r for r in regularisers if r.player == name] for name in ("disc", "gen")}
@@ -338,6 +401,26 @@ def game(
         },
         moves=tuple(moves),
     )
+
+
+# Metrics of the two moves, whose names a regulariser cannot have.
+TAKEN = ("loss", "real", "fake", "adversarial", "augment", "penalty")
+
+
+def _check_regularisers(regularisers: Sequence[Regulariser]) -> None:
+    names = []
+    for term in regularisers:
+        contracts.check_type("a regulariser", term, Regulariser, "regularisers.Regulariser(name, function)")
+        what = f"the regulariser {term.name!r}"
+        if term.player not in ("disc", "gen"):
+            raise unknown(f"player of {what}:", term.player, ("disc", "gen"))
+        if not isinstance(term.name, str) or term.name in TAKEN or "/" in term.name:
+            raise InputError(f"{what} needs another name: its metric is 'move/name', and {', '.join(TAKEN)} are taken")
+        if (term.player, term.name) in names:
+            raise InputError(
+                f"there are two regularisers {term.name!r} of {term.player!r}; give each a name of its own"
+            )
+        names.append((term.player, term.name))
 
 
 def _keeping(init: Callable, regularisers: Sequence[Regulariser]) -> Callable:

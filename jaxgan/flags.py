@@ -40,6 +40,7 @@ _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or f
 LONGEST = 4000  # characters of the one line that says what was wrong
 LARGEST, DEEPEST = 2**24, 32  # bytes and levels of a config.json
 UNREAD = 128 + 13  # the exit code of a program that SIGPIPE ends: `head` has seen enough
+OWN = "pkg.module:name"  # among the choices of an option: or whatever a fork's module has
 _HELP = ("help", "helpshort", "helpfull")
 
 
@@ -354,7 +355,7 @@ class _Kind:
         return self._one(name, text)
 
     def _one(self, name: str, text: str) -> Any:
-        if self.choices and text not in self.choices:
+        if self.choices and text not in self.choices and not (OWN in self.choices and ":" in text):
             raise unknown(f"--{name}", text, self.choices)
         try:
             if self.base is bool:
@@ -368,6 +369,11 @@ class _Kind:
 
 
 def _kinds(config_class: type) -> dict[str, _Kind]:
+    name = config_class.__name__
+    if not dataclasses.is_dataclass(config_class) or any(
+        isinstance(value, dataclasses.Field) for value in vars(config_class).values()
+    ):
+        raise InputError(f"{name} is no dataclass; write @dataclasses.dataclass(frozen=True) above it")
     hints = typing.get_type_hints(config_class)
     kinds = {}
     for field in dataclasses.fields(config_class):
@@ -375,10 +381,13 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
             optional = True
-        if typing.get_origin(hint) is tuple:
-            (hint, _), many = typing.get_args(hint), True
-        assert hint in _EXPECTED, f"{config_class.__name__}.{field.name}: no flag holds {hint}"
-        assert field.name not in ("preset", *_HELP), f"{config_class.__name__}.{field.name}: the name is taken"
+        if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
+            hint, many = typing.get_args(hint)[0], True
+        if hint not in _EXPECTED:
+            kinds_of = "str, int, float, bool, or a tuple of one of them, such as tuple[int, ...]"
+            raise InputError(f"{name}.{field.name}: no flag holds {hints[field.name]}; expected {kinds_of}")
+        if field.name in ("preset", *_HELP):
+            raise InputError(f"{name}.{field.name}: every script has a flag of this name; choose another")
         meta = field.metadata
         kinds[field.name] = _Kind(hint, many, optional, tuple(meta.get("choices", ())), meta.get("help", ""))
     return kinds

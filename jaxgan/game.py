@@ -22,7 +22,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxgan import collectives, numerics
+from jaxgan import collectives, contracts, numerics
+from jaxgan.errors import InputError
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -113,16 +114,16 @@ class Game:
         titles = [move.title for move in self.moves]
         strangers = {p for move in self.moves for p in move.movers} - set(self.players)
         if strangers:
-            raise ValueError(f"moves of {sorted(strangers)}, but the players are {sorted(self.players)}")
+            raise InputError(f"moves of {sorted(strangers)}, but the players are {sorted(self.players)}")
         if len(set(titles)) < len(titles):
-            raise ValueError(f"moves need names of their own, not {titles}: their metrics would overwrite each other")
+            raise InputError(f"moves need names of their own, not {titles}: their metrics would overwrite each other")
         if not self.moves or not self.moves[0].draw:
-            raise ValueError("the first move of a game draws examples: draw=True")
+            raise InputError("the first move of a game draws examples: draw=True")
         for move in self.moves:
             if "/" in move.title:
-                raise ValueError(f"a move's name has no slash, {move.title!r}: one ends it in 'move/metric'")
+                raise InputError(f"a move's name has no slash, {move.title!r}: one ends it in 'move/metric'")
             if min(move.times, move.every, move.accumulate) < 1:
-                raise ValueError(f"times, every and accumulate of move {move.title!r} are at least 1")
+                raise InputError(f"times, every and accumulate of move {move.title!r} are at least 1")
 
     @property
     def draws(self) -> int:
@@ -143,7 +144,8 @@ class Game:
         init_key, root = jax.random.split(key)
         players = {}
         for i, (name, player) in enumerate(sorted(self.players.items())):
-            params, variables = player.init(jax.random.fold_in(init_key, i), batch)
+            made = player.init(jax.random.fold_in(init_key, i), batch)
+            params, variables = contracts.check_init(name, made)
             optimizer = _at(player.optimizer, jnp.float32(0)).init(params)
             # Copied, because a donated state must not hold the same buffer twice.
             ema = None if player.ema is None else jax.tree.map(jnp.copy, params)
@@ -159,6 +161,7 @@ class Game:
         Returns the next state and the flat metrics {"move/name": scalar}, means over devices; those of a move that was
           not played (`every`) are 0.
         """
+        contracts.check_draws(batch, self.draws)
         step_key = jax.random.fold_in(state.key, state.step)
         metrics: dict[str, jax.Array] = {}
         drawn = 0
@@ -227,8 +230,12 @@ def _gradients(move: Move, state: State, batch: Batch, key: jax.Array) -> tuple[
     def gradients(variables, part, key):
         players = state.players | {n: state.players[n].replace(variables=v) for n, v in variables.items()}
         now = state.replace(players=players)
-        (loss, (metrics, new)), grads = jax.value_and_grad(move.loss, has_aux=True)(params, now, part, key)
-        return variables | {n: v for n, v in new.items() if n in variables}, (grads, {"loss": loss} | metrics)
+
+        def loss(params):
+            return contracts.check_move(move.title, move.loss(params, now, part, key), move.movers, variables)
+
+        (value, (metrics, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return variables | dict(new), (grads, {"loss": value} | metrics)
 
     variables = {name: state.players[name].variables for name in move.movers}
     if move.accumulate == 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxgan import (
     checkpoint,
@@ -93,7 +94,8 @@ def run(
         def program(rollbacks: int) -> Program:
             slowed = game.slowed(rollback.SLOWER**rollbacks) if rollbacks else game
             call = parallel.compile_steps(slowed, feed.draw, devices)
-            return Program(call, pool.submit(lambda: parallel.ahead(call, shapes, *feed.like(length))), length)
+            traced = pool.submit(lambda: parallel.lower(call, shapes, *feed.like(length)))
+            return Program(call, traced, pool.submit(lambda: parallel.ahead(traced.result())), length)
 
         def first() -> State:
             # Optimising a program that runs once costs a CPU 6 s of start-up for the default networks, this way 1.5 s.
@@ -105,6 +107,7 @@ def run(
         compiling = program(0)
         state = first()
         resident = feed.resident  # raises for data that cannot be read, before anything is written
+        compiling.traced.result()  # and for losses, penalties and networks that are none
         directory, beat = workdir.of(config), workdir.Beat(None)
 
         def hold() -> bool:
@@ -195,8 +198,17 @@ def shapes_of(game: Game, config: Common, example: Mapping[str, Any]) -> State:
     return state
 
 
+def check_step(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
+    """Traces a step for its shapes alone. Raises InputError for networks, losses and penalties that are none."""
+    state, share = shapes_of(game, config, example), config.batch_size // len(devices)
+    batch = {n: jax.ShapeDtypeStruct((game.draws, share, *np.shape(x)[1:]), x.dtype) for n, x in example.items()}
+    jax.eval_shape(game.step, state, batch)
+
+
 def check_memory(game: Game, config: Common, example: Mapping[str, Any], devices: list[jax.Device]) -> None:
     """Refuses what cannot fit: the state and one batch, without what computing with them takes."""
+    if not {"image", "row"} <= example.keys():
+        raise InputError(f"the example of a run holds {sorted(example)}; expected arrays (b, ...) 'image' and 'row'")
     state = shapes_of(game, config, example)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     own = [device for device in devices if device.process_index == jax.process_index()]

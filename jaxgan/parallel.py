@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgan import collectives, numerics
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.errors import InputError
 from jaxgan.game import Game, State
 
@@ -25,13 +26,15 @@ def compile_steps(game: Game, draw: Callable[[Any, Any], Any], devices: Sequence
     resident: data replicated on every device. feed: arrays with leading axes (local devices, steps); its second axis
     decides how many steps a call makes, and each other length is compiled once more.
     metrics: {name: (steps,)}. The state handed in is gone afterwards.
+
+    On a CPU the convolutions of any network are brought into the order of axes in which XLA is fast inside a loop.
     """
 
     def steps(state: State, resident: Any, feed: Any) -> tuple[State, dict[str, jax.Array]]:
         return lax.scan(lambda state, x: game.step(state, draw(resident, x)), state, feed)
 
     call = jax.pmap(
-        steps,
+        canonical_convolutions(steps, devices[0].platform),
         axis_name=collectives.AXIS,
         in_axes=(None, None, 0),
         out_axes=None,
@@ -56,9 +59,14 @@ class _Fixed:
             return self._call.lower(*shapes)
 
 
-def ahead(call: Any, *shapes: Any) -> Any:
-    """`compile_steps`, compiled before there are arrays. Of several hosts, by its first call: pmap has no other way."""
-    return call.lower(*shapes).compile() if jax.process_count() == 1 else call
+def lower(call: Any, *shapes: Any) -> Any:
+    """Traces `compile_steps` before there are arrays. Of several hosts its first call does: pmap has no other way."""
+    return call.lower(*shapes) if jax.process_count() == 1 else call
+
+
+def ahead(lowered: Any) -> Any:
+    """Compiles what `lower` returned."""
+    return lowered.compile() if jax.process_count() == 1 else lowered
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:

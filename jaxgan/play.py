@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgan import checkpoint, files, hosts, lastwords, report, workdir
+from jaxgan import checkpoint, contracts, files, hosts, lastwords, report, workdir
 from jaxgan.config import Common
 from jaxgan.data import Feed
 from jaxgan.errors import Diverged, StorageFault
@@ -29,9 +29,13 @@ PROFILED = 2  # the number of the call that --profile records: the first compile
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves."""
+    """The compiled call of so many steps, which compiles in a thread; calls of fewer compile by themselves.
+
+    traced: done, or with its error, once the step is traced.
+    """
 
     call: Any
+    traced: concurrent.futures.Future
     ahead: concurrent.futures.Future
     length: int
 
@@ -155,7 +159,10 @@ def observed(
             if grid is None:
                 return None
             log.picture("", step, step * run.config.batch_size, grid)
-        return None if found is None else {f"eval/{name}": float(value) for name, value in found.items()}
+        return None if found is None else figures(found)
+
+    def figures(found: Mapping[str, Any]) -> dict[str, float]:
+        return {f"eval/{n}": contracts.number(f"the figure {n!r} of evaluate", x) for n, x in found.items()}
 
     asked = (run.evaluate and due(run.config.eval_every)) or (run.sample and due(run.config.sample_every))
     return hosts.agree(by_the_first_host) if asked else {}

@@ -135,7 +135,7 @@ def recall(run: epath.Path, file: str, kind: str, allow: bool = False) -> Recall
         raise InputError(f"{str(run)!r} is no finished {kind}: it holds no {file}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"cannot read {str(path)!r}: {' '.join(str(error).split())[:120]}") from None
-    inside = name.startswith(f"{anomaly.__name__}.")
+    inside = name in {f"{anomaly.__name__}.{module}" for module in lookup.names(anomaly)}
     if not (inside or allow):
         raise InputError(f"the method {name!r} lies outside {anomaly.__name__}; to run it: --allow_code, allow=True")
     players: dict[Any, str] = {text: player for player, text in NAMES.items()}

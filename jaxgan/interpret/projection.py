@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jaxgan import numerics
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.interpret.spaces import Space
 
 Features = Callable[[jax.Array, jax.Array | None], jax.Array]  # images (b, h, w, c), labels -> (b, ...)
@@ -77,7 +78,10 @@ def project(
             updates, state = optimizer.update(gradient, state, points)
             return (optax.apply_updates(points, updates), state), totals
 
-        (points, _), totals = jax.lax.scan(step, (points, optimizer.init(points)), None, steps)
+        def steps_from(start: tuple) -> tuple[tuple, jax.Array]:
+            return jax.lax.scan(step, start, None, steps)
+
+        (points, _), totals = canonical_convolutions(steps_from)((points, optimizer.init(points)))
         return points, totals
 
     points, totals = jax.device_get(descend(jnp.asarray(pool[starts]), space.variables, wanted))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgan import numerics
+from jaxgan.canonical import canonical_convolutions
 from jaxgan.critic import Critic
 from jaxgan.regularisers import logit
 
@@ -23,7 +24,10 @@ def _gradients(module: Any, variables: Any, images: jax.Array, label: Any, noise
     def add(total: jax.Array, deviation: jax.Array) -> tuple[jax.Array, None]:
         return total + jax.grad(verdict)(images + deviation), None
 
-    return jax.lax.scan(add, jnp.zeros_like(images), noise)[0] / len(noise)
+    def total(noise: jax.Array) -> jax.Array:
+        return jax.lax.scan(add, jnp.zeros_like(images), noise)[0]
+
+    return canonical_convolutions(total)(noise) / len(noise)
 
 
 @numerics.fixed()

@@ -18,11 +18,13 @@ of either. The subsets of kid share samples where there are few, so that its dev
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgan import contracts, lookup
 from jaxgan.errors import InputError
 from jaxgan.metrics import agreement, frechet, inception_score, kid, neighbours
 from jaxgan.metrics.embed import Embedded, Network
@@ -123,10 +125,28 @@ METRICS = {
 }
 
 
+def metric(name: str) -> Metric:
+    """That of `METRICS`, or of a fork's `pkg.module:name`."""
+    return METRICS[name] if name in METRICS else lookup.member("metric", name, sys.modules[__name__], Metric)
+
+
+def is_of_features(name: str) -> bool:
+    """Whether `metric` knows this name of --metrics, some of which need no features."""
+    return name in METRICS or ":" in name
+
+
+def score(name: str, comparison: Comparison) -> dict[str, float]:
+    """The figures of one metric. Raises InputError for what cannot be measured, and for figures that are no numbers."""
+    figures = metric(name).function(comparison)
+    if not isinstance(figures, dict):
+        raise InputError(f"metric {name!r} returns a {type(figures).__name__}; expected {{figure: number}}")
+    return {figure: contracts.number(f"figure {figure!r} of metric {name!r}", x) for figure, x in figures.items()}
+
+
 def measure(names: Any, real: Reference, fake: Embedded, network: Network, asked: np.ndarray | None = None, seed=0):
     """The figures of the metrics `names`: {name: float}. InputError for what cannot be measured, and why."""
     comparison = Comparison(network, real, fake, asked, seed)
     scores: dict[str, float] = {}
     for name in names:
-        scores |= METRICS[name].function(comparison)
+        scores |= score(name, comparison)
     return scores

@@ -112,7 +112,7 @@ def _row_of(config_class: type, preset: str, row: dict[str, Any], given: Mapping
     Such a run keeps those that it began with, of an earlier version of the preset (`earlier`) too, and goes on without
     what the preset says of flags that are younger than the run.
     """
-    fresh, stored = _of_data(row, given), _stored((row | given).get("workdir"))
+    fresh, stored = _of_data(row, given), _stored({**row, **given}.get("workdir"))
     if stored is None:
         return fresh
     earlier = getattr(config_class, "earlier", {}).get(preset, {})

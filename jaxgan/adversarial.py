@@ -145,7 +145,8 @@ class Pair:
         """Raises InputError for what are no logits of `count` images."""
         what = f"the output of the discriminator {contracts.name_of(type(self.discriminator))}"
         if self.auxiliary:
-            shape = (count, 1 + getattr(self.discriminator, "num_classes", 0))
+            classes = getattr(self.discriminator, "num_classes", 0) or max(math.prod(jnp.shape(output)[1:2]) - 1, 1)
+            shape = (count, 1 + classes)
             contracts.check_shape(what, output, shape, "a logit and class logits of each image (b, 1 + classes)")
         else:
             form = "logits (b,), one of each image"

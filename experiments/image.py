@@ -178,8 +178,8 @@ FIELDS = {
 
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     """`home.name(**arguments)`; an argument that the network does not have is an error of the flag that gave it."""
-    network = getattr(home, name)
-    if not dataclasses.is_dataclass(network):
+    network: Any = getattr(home, name)
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise InputError(f"{home.__name__}.{name} is no flax.linen.Module; expected a class of one")
     for argument in arguments.keys() - {field.name for field in dataclasses.fields(network)}:
         if argument in FIELDS:

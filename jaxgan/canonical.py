@@ -83,12 +83,13 @@ def _turned_parameter(value: Any) -> Any:
 
 def _convolution(params: dict[str, Any]) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The same function of x and w, by a canonical convolution."""
-    numbers, groups = params["dimension_numbers"], params["batch_group_count"]
-    order = _order(len(numbers.lhs_spec))
+    numbers: Any = params["dimension_numbers"]
+    groups = params["batch_group_count"]
+    order: Any = _order(len(numbers.lhs_spec))
 
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         x, w = _transpose(x, numbers.lhs_spec, order.lhs_spec), _transpose(w, numbers.rhs_spec, order.rhs_spec)
-        own = {"dimension_numbers": order}
+        own: dict[str, Any] = {"dimension_numbers": order}
         if groups > 1:  # (g b, ..., c) -> (b, ..., g c): groups of examples become groups of channels
             x = jnp.moveaxis(x.reshape(groups, -1, *x.shape[1:]), 0, -2).reshape(
                 -1, *x.shape[1:-1], groups * x.shape[-1]

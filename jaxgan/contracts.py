@@ -51,7 +51,7 @@ def check_draws(batch: Mapping[str, Any], draws: int) -> None:
     if not batch:
         raise InputError("the batch of a step is empty; expected arrays (draws, b, ...), for example 'image' and 'row'")
     for name, x in batch.items():
-        shape = getattr(x, "shape", ())
+        shape: tuple[int, ...] = getattr(x, "shape", ())
         if len(shape) < 2 or shape[0] < draws:
             raise InputError(
                 f"batch[{name!r}] of a step has shape {tuple(shape)}; expected ({draws}, b, ...): the moves of this "

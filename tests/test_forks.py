@@ -100,7 +100,7 @@ MINE = """
     PRESETS: dict[str, dict[str, Any]] = {}
     main = image.main
 """
-SMALL = ("--dataset=digits", "--batch_size=4", "--devices=1", "--steps=2", "--steps_per_call=1", *QUIET)
+SMALL = ("--dataset=digits", "--batch_size=4", "--devices=1", "--steps=2", "--steps_per_call=2", *QUIET)
 
 
 @pytest.fixture(scope="module")

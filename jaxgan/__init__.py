@@ -1,6 +1,6 @@
 """jaxgan: generative adversarial networks in pure JAX, built for speed."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(run, **options):

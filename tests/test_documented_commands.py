@@ -45,6 +45,7 @@ DOWNLOADED = "an original data set, which nobody downloads for a test"
 # {words of a command: why it is only parsed in the short form of the tests}
 SLOW = {
     "toy --workdir": "ten games",
+    "--metrics=all": "classifiers of samples, and thousands of paths",
     "augment --workdir=": "as folder:photos",
     "augment --dataset=folder:photos --size=32 --workdir": "as the one with --per_class",
     "transfer --workdir=": "three runs",
@@ -57,7 +58,7 @@ CLASSIFIED = ("--num=12", "--classifier_steps=4", "--classifier_width=4", "--see
 SMALL = {
     "image": (*TRAINED, "--eval_every=0", "--sample_every=2"),
     "generate": ("--num=6",),
-    "evaluate": ("--num=40", "--repeats=2"),
+    "evaluate": ("--num=40",),
     "anomaly": (*TRAINED,),
     "anomaly_table": (*SHORT, "--width=8", "--seeds=1", "--notensorboard"),
     "augment": (*TRAINED, "--sample_every=0", "--tries=2", *CLASSIFIED),
@@ -70,6 +71,7 @@ SMALL = {
 }
 # Where sizes of the command itself are smaller than its defaults: {words of the command: more flags}.
 SMALLER = {
+    "--repeats=3": ("--repeats=2",),
     "--dataset=folder:photos --size=64": ("--size=16",),
     "anomaly --workdir": ("--normal=3",),  # in place of each digit in turn
     "--dataset=folder:bottle": ("--size=8",),
@@ -237,7 +239,7 @@ def of_augment(home, config, out):
     run = home / config.workdir
     made = np.load(run / "synthetic-4-seed0.npz")
     classes = 3 if "photos" in config.dataset else 10
-    assert np.bincount(made["labels"]).tolist() == [12] * classes
+    assert np.bincount(made["label"]).tolist() == [12] * classes
     assert "real" in out and "synthetic" in out
 
 

@@ -295,10 +295,6 @@ def test_an_augmentation_of_ones_own_is_applied():
             r"metric 'norm' of move 'p' has shape \(2,\); expected a scalar",
         ),
         (
-            lambda p: (p["p"]["w"].sum(), ({}, {"q": {}})),
-            "returns variables of 'q', which does not move; expected those of p",
-        ),
-        (
             lambda p: (p["p"]["w"].sum(), ({}, {"p": {"n": jnp.int32(0)}})),
             r"variables of 'p' with \['n'\] int32\[\]; expected float32\[\], as its init made it",
         ),

@@ -7,7 +7,7 @@ run every `flax.linen.Conv` that way. Here the turn is made before XLA sees the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-Spec = tuple[int, ...]
+Spec = Sequence[int]
 
 
 def canonical_convolutions(function: Callable[..., Any], platform: str = "") -> Callable[..., Any]:
@@ -88,7 +88,7 @@ def _convolution(params: dict[str, Any]) -> Callable[[jax.Array, jax.Array], jax
 
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         x, w = _transpose(x, numbers.lhs_spec, order.lhs_spec), _transpose(w, numbers.rhs_spec, order.rhs_spec)
-        own = {"dimension_numbers": order}
+        own: dict[str, Any] = {"dimension_numbers": order}
         if groups > 1:  # (g b, ..., c) -> (b, ..., g c): groups of examples become groups of channels
             x = jnp.moveaxis(x.reshape(groups, -1, *x.shape[1:]), 0, -2).reshape(
                 -1, *x.shape[1:-1], groups * x.shape[-1]

@@ -61,7 +61,7 @@ def check_draws(batch: Mapping[str, Any], draws: int) -> None:
 
 def check_init(player: str, made: Any) -> tuple[Any, Any]:
     """What `Player.init` returned."""
-    if not (isinstance(made, tuple) and len(made) == 2):
+    if not isinstance(made, tuple) or len(made) != 2:
         raise InputError(f"init of player {player!r} returns a {type(made).__name__}; expected (params, variables)")
     return made
 

@@ -122,7 +122,7 @@ def test_one_file_adds_a_loss_a_network_a_penalty_a_regulariser_a_metric_and_an_
     code, _, err = here(capfd, f"--workdir={tmp_path}/run", *SMALL, *own, *measured, script=mine)
     assert code == 0, err
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert row["gen/decay"] > 0 and row["disc_penalty/penalty"] > 0 and 0 < row["eval/brightness"] < 256
+    assert row["gen/decay"] > 0 and row["disc_penalty/penalty"] > 0 and -1 < row["eval/brightness"] < 1
     code, out, err = here(
         capfd,
         f"--run={tmp_path}/run",

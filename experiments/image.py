@@ -179,9 +179,10 @@ FIELDS = {
 def build(home: Any, name: str, arguments: dict[str, Any]) -> nn.Module:
     """`home.name(**arguments)`; an argument that the network does not have is an error of the flag that gave it."""
     network: Any = getattr(home, name)
-    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+    fields = getattr(network, "__dataclass_fields__", None)
+    if fields is None:
         raise InputError(f"{home.__name__}.{name} is no flax.linen.Module; expected a class of one")
-    for argument in arguments.keys() - {field.name for field in dataclasses.fields(network)}:
+    for argument in arguments.keys() - fields.keys():
         if argument in FIELDS:
             raise InputError(
                 f"the {name} of {home.__name__} has no field {argument!r}; write `{FIELDS[argument]}` in its class"

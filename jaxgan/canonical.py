@@ -7,7 +7,7 @@ run every `flax.linen.Conv` that way. Here the turn is made before XLA sees the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-Spec = tuple[int, ...]
+Spec = Sequence[int]
 
 
 def canonical_convolutions(function: Callable[..., Any], platform: str = "") -> Callable[..., Any]:

@@ -61,12 +61,12 @@ def check_draws(batch: Mapping[str, Any], draws: int) -> None:
 
 def check_init(player: str, made: Any) -> tuple[Any, Any]:
     """What `Player.init` returned."""
-    if not (isinstance(made, tuple) and len(made) == 2):
+    if not isinstance(made, tuple) or len(made) != 2:
         raise InputError(f"init of player {player!r} returns a {type(made).__name__}; expected (params, variables)")
     return made
 
 
-def check_move(title: str, made: Any, movers: Sequence[str], variables: Mapping[str, Any]) -> tuple[Any, tuple]:
+def check_move(title: str, made: Any, variables: Mapping[str, Any]) -> tuple[Any, tuple]:
     """What the loss of a move returned. variables: those of the players that move, before it."""
     what = f"the loss of move {title!r}"
     form = "expected scalar, ({name: scalar}, {player: variables})"
@@ -81,11 +81,7 @@ def check_move(title: str, made: Any, movers: Sequence[str], variables: Mapping[
             raise InputError(
                 f"metric {name!r} of move {title!r} has shape {shape}; expected a scalar, such as its mean"
             )
-    for name in new:
-        if name not in movers:
-            raise InputError(
-                f"{what} returns variables of {name!r}, which does not move; expected those of {' and '.join(movers)}"
-            )
+    for name in variables.keys() & new.keys():  # those of players that do not move are dropped
         _check_variables(f"{what} returns variables of {name!r}", variables[name], new[name])
     return made
 

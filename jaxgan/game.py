@@ -232,10 +232,10 @@ def _gradients(move: Move, state: State, batch: Batch, key: jax.Array) -> tuple[
         now = state.replace(players=players)
 
         def loss(params):
-            return contracts.check_move(move.title, move.loss(params, now, part, key), move.movers, variables)
+            return contracts.check_move(move.title, move.loss(params, now, part, key), variables)
 
         (value, (metrics, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return variables | dict(new), (grads, {"loss": value} | metrics)
+        return variables | {n: v for n, v in new.items() if n in variables}, (grads, {"loss": value} | metrics)
 
     variables = {name: state.players[name].variables for name in move.movers}
     if move.accumulate == 1:

@@ -122,7 +122,7 @@ def test_one_file_adds_a_loss_a_network_a_penalty_a_regulariser_a_metric_and_an_
     code, _, err = here(capfd, f"--workdir={tmp_path}/run", *SMALL, *own, *measured, script=mine)
     assert code == 0, err
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert row["gen/decay"] > 0 and row["disc_penalty/penalty"] > 0 and 0 < row["eval/brightness"] < 256
+    assert row["gen/decay"] > 0 and row["disc_penalty/penalty"] > 0 and -1 < row["eval/brightness"] < 1
     code, out, err = here(
         capfd,
         f"--run={tmp_path}/run",
@@ -293,10 +293,6 @@ def test_an_augmentation_of_ones_own_is_applied():
         (
             lambda p: (p["p"]["w"].sum(), ({"norm": p["p"]["w"]}, {})),
             r"metric 'norm' of move 'p' has shape \(2,\); expected a scalar",
-        ),
-        (
-            lambda p: (p["p"]["w"].sum(), ({}, {"q": {}})),
-            "returns variables of 'q', which does not move; expected those of p",
         ),
         (
             lambda p: (p["p"]["w"].sum(), ({}, {"p": {"n": jnp.int32(0)}})),

@@ -73,11 +73,6 @@ class Pair:
     pack: int = 1
     remat: bool = False
 
-    def __post_init__(self) -> None:
-        contracts.check_attributes(self.generator, {"latent": "`latent: int = 64`, the dimension of z,"}, "generator")
-        mixes = "`mixes_batch: ClassVar[bool] = False`, or True where a logit depends on other images of the batch,"
-        contracts.check_attributes(self.discriminator, {"mixes_batch": mixes}, "discriminator")
-
     def init_generator(self, key: jax.Array, batch: Batch) -> tuple[Any, Any]:
         z = latents(key, batch["row"], self.generator.latent)
         return _split(self.generator.init(key, z, self.label(batch), train=False))
@@ -369,6 +364,9 @@ def game(
 
     Raises InputError for a loss, penalty or regulariser that is none.
     """
+    contracts.check_attributes(pair.generator, {"latent": "`latent: int = 64`, the dimension of z,"}, "generator")
+    mixes = "`mixes_batch: ClassVar[bool] = False`, or True where a logit depends on other images of the batch,"
+    contracts.check_attributes(pair.discriminator, {"mixes_batch": mixes}, "discriminator")
     contracts.check_type("the loss", loss, Loss, "losses.Loss(disc, gen), two functions of logits")
     for penalty in penalties:
         contracts.check_type("a penalty", penalty, Penalty, "penalties.Penalty(function, points, weight)")

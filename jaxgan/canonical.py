@@ -95,10 +95,40 @@ def _convolution(params: dict[str, Any]) -> Callable[[jax.Array, jax.Array], jax
                 -1, *x.shape[1:-1], groups * x.shape[-1]
             )
             own |= {"batch_group_count": 1, "feature_group_count": groups}
+        elif (padding := _swapped_padding(params, x.shape[1:-1], w.shape[:-2])) is not None:
+            spatial = tuple(range(1, x.ndim - 1))
+            own |= {
+                "padding": padding,
+                "lhs_dilation": params["rhs_dilation"],
+                "rhs_dilation": params["lhs_dilation"],
+            }
+            image = jnp.moveaxis(lax.rev(w, tuple(i - 1 for i in spatial)), -1, 0)  # (d, ..., c)
+            kernel = jnp.moveaxis(lax.rev(x, spatial), 0, -1)  # (..., c, b)
+            y = jnp.swapaxes(lax.conv_general_dilated_p.bind(image, kernel, **params | own), 0, -1)
+            return _transpose(y, order.out_spec, numbers.out_spec)
         y = lax.conv_general_dilated_p.bind(x, w, **params | own)
         return _transpose(y, order.out_spec, numbers.out_spec)
 
     return convolve
+
+
+def _swapped_padding(
+    params: dict[str, Any], image: Sequence[int], window: Sequence[int]
+) -> tuple[tuple[int, int], ...] | None:
+    """The padding of the same convolution with image and window in each other's place, both reversed; None: as it is.
+
+    Where the window is larger than the image, as in weight gradients of transposed convolutions, XLA exchanges them
+    itself, into an order that is not canonical. With positions i of the image, k of the window and o of the output,
+    i lhs_dilation = o stride + k rhs_dilation - padding; solved for k, padding grows by the difference of the sides.
+    """
+    if params["feature_group_count"] > 1 or math.prod(window) <= math.prod(image):
+        return None
+    more = [
+        (n - 1) * dilation - (k - 1) * of_window
+        for n, k, dilation, of_window in zip(image, window, params["lhs_dilation"], params["rhs_dilation"], strict=True)
+    ]
+    padding = tuple((low + m, high + m) for (low, high), m in zip(params["padding"], more, strict=True))
+    return padding if min(min(sides) for sides in padding) >= 0 else None
 
 
 def _transpose(x: jax.Array, now: Spec, then: Spec) -> jax.Array:

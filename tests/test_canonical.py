@@ -105,6 +105,7 @@ def test_the_compiled_call_computes_what_the_steps_compute():
         (("CWNH", "OHIW", "WNCH"), (3, 6, 4, 7), (5, 3, 3, 2), {"lhs_dilation": (2, 1), "rhs_dilation": (1, 2)}),
         (("NCHW", "OIHW", "NCHW"), (6, 3, 5, 5), (4, 3, 3, 3), {"batch_group_count": 2}),
         (("NCW", "OIW", "NCW"), (2, 3, 9), (4, 3, 3), {}),
+        (("NCHW", "OIHW", "NCHW"), (2, 3, 3, 3), (4, 3, 5, 5), {"lhs_dilation": (2, 2)}),  # a larger window
         (("NDHWC", "DHWIO", "NCDHW"), (2, 4, 5, 6, 3), (2, 3, 1, 3, 4), {}),
     ],
 )

@@ -68,6 +68,10 @@ def _asked(*names: str) -> Callable[[Any], bool]:
     return lambda c: bool({"all", *names} & set(c.metrics))
 
 
+def _of_features(c: Any) -> bool:
+    return "all" in c.metrics or any(measure.is_of_features(name) for name in c.metrics)
+
+
 def _folders(c: Any) -> bool:
     return bool(c.run) or any(name.startswith("folder:") for name in (c.dataset, *c.samples))
 
@@ -76,10 +80,11 @@ INCEPTION = flags.Need(lambda c: c.features == "inception", "without --features=
 NEEDS = {
     "test_split": flags.Need(_asked("cas", "parzen"), "without --metrics=cas or parzen"),
     "features": flags.Need(
-        lambda c: c.out or _asked("ppl", *measure.METRICS)(c), "without a metric of features, for example --metrics=fid"
+        lambda c: c.out or _of_features(c) or _asked("ppl")(c),
+        "without a metric of features, for example --metrics=fid",
     ),
     "reference_images": flags.Need(
-        lambda c: c.out or _asked(*measure.METRICS)(c), "without a metric of features, for example --metrics=fid"
+        lambda c: c.out or _of_features(c), "without a metric of features, for example --metrics=fid"
     ),
     "inception_weights": INCEPTION,
     "resize": INCEPTION,

@@ -65,10 +65,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    stored = check(config)
-    out, ending = place(config, stored)
+    check(config)
     loop.setup(Common(num_hosts=1))
-    gan = trained.load(config.run, step=config.step, allow=config.allow_code).truncated(config.truncation)
+    out, ending = place(config, flags.read(files.reach(config.run))["config"])
+    gan = trained.load(config.run, step=config.step, allow=config.allow_code)
+    if config.truncation == 0 and not gan.styled:
+        raise InputError("--truncation=0: expected a number above 0, the largest |z|; 0 is for style generators")
+    gan = gan.truncated(config.truncation)
     h, w, c = gan.generator.shape
     # All latents, and all images but for those that go into files of their own.
     numbers = gan.generator.latent * (STOPS if ending == ".gif" else 1) * 4 + (h * w * c if ending else 0)
@@ -104,8 +107,8 @@ def main(config: Config) -> None:
     print(f"wrote {what}, {h}x{w}x{c}, to {config.out}")
 
 
-def check(config: Config) -> dict[str, Any]:
-    """The flags of the run. Raises InputError for a flag that is wrong, before anything else is read."""
+def check(config: Config) -> None:
+    """Raises InputError for a flag that is wrong, before anything is read."""
     for name, example in {"run": "runs/digits", "out": "grid.png"}.items():
         if not getattr(config, name):
             raise InputError(f"--{name} is empty; expected for example --{name}={example}")
@@ -119,7 +122,6 @@ def check(config: Config) -> dict[str, Any]:
         )
     if not 0 <= config.seed < 2**32:
         raise InputError(f"--seed={config.seed}: expected 0 to {2**32 - 1}")
-    return flags.read(files.reach(config.run))["config"]
 
 
 def class_names(run: str, count: int | None = None) -> tuple[str, ...]:

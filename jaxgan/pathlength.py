@@ -77,7 +77,7 @@ def path_length(
     ws, variables = apply("map", map_key, z, None if label is None else label[: len(rows)])
     images, pull = jax.vjp(synthesise, ws)
     normal = functools.partial(jax.random.normal, shape=images.shape[1:], dtype=jnp.float32)
-    y = jax.vmap(normal)(image_keys(y_key, rows)) / jnp.sqrt(images.shape[1] * images.shape[2])
+    y = jax.vmap(normal)(image_keys(y_key, rows)).astype(images.dtype) / jnp.sqrt(images.shape[1] * images.shape[2])
     lengths = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(pull(y)[0]), 2), 1))  # (b,)
 
     mean = gen.variables["path"]["mean"]

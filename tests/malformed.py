@@ -116,7 +116,7 @@ def flag_cases() -> Iterator[Case]:
         "a truth of no truth value": ("--conditional=maybe", "maybe", "true or false"),
         "a metric": ("--metrics=fidd", "'fidd'", "'fid'"),
         "features of the system": ("--eval_every=5 --metrics=fid --features=os:system", "system"),
-        "a loss of the system": ("--loss=os:system", "'system'"),
+        "a loss of the system": ("--loss=os:system", "os:system", "jaxgan.losses.Loss"),
         "a loss that is a module's import": ("--loss=jaxgan.losses:np.load", "'np.load'"),
         "a loss without a module": ("--loss=:x", "''"),
         "a loss above the package": ("--loss=..x:y", "'..x'"),

@@ -88,12 +88,12 @@ def test_a_checkpoint_that_a_run_replaces_while_it_is_read_is_not_damaged(tmp_pa
     (tmp_path / "2").rename(tmp_path / "aside")
     load, paths = checkpoint._load, []
 
-    def replaced(path, expected):
+    def replaced(path, *options):
         paths.append(path.name)
         if len(paths) == 1:
             (tmp_path / "aside").rename(tmp_path / "2")
             shelf.absolute(tmp_path / "1").rmtree()
-        return load(path, expected)
+        return load(path, *options)
 
     monkeypatch.setattr(checkpoint, "_load", replaced)
     with caplog.at_level(logging.WARNING):

@@ -16,6 +16,7 @@ import pytest
 
 from experiments import image
 from jaxgan import flags, penalties
+from jaxgan.game import Game
 from jaxgan.layers.conv import plain
 from tests import weights
 
@@ -90,7 +91,7 @@ def per_row(key, offset=0):
 
 
 def latents(key, dimension):
-    return jax.vmap(lambda k: jax.random.normal(k, (dimension,)))(per_row(key))
+    return jax.vmap(lambda k: jax.random.normal(k, (dimension,), jnp.float32))(per_row(key))
 
 
 def generated(pair, params, variables, label, key):
@@ -135,7 +136,7 @@ def averaged(ema, params, half_life):
 
 
 def played(game, state, batches):
-    step = quick(game.step)
+    step = quick(functools.partial(Game.step.__wrapped__, game))  # in float64, of which `Game.step` makes float32
     for batch in batches:
         state, _ = step(state, batch)
     return jax.device_get(state.replace(key=None))
@@ -203,7 +204,9 @@ def stylegan2_path(pair, gen, variables, mean, batch, key):
     z_key, map_key, noise_key, y_key = keys_of(key, 4)
     half = B // 2
     z, label = latents(z_key, pair.generator.latent)[:half], batch["label"][:half]
-    y = jax.vmap(lambda k: jax.random.normal(k, SHAPE))(per_row(y_key))[:half] / math.sqrt(SHAPE[0] * SHAPE[1])
+    y = jax.vmap(lambda k: jax.random.normal(k, SHAPE, jnp.float32))(per_row(y_key))[:half] / math.sqrt(
+        SHAPE[0] * SHAPE[1]
+    )
 
     def loss(gen):
         def apply(method, key, *inputs):

@@ -97,13 +97,14 @@ def test_what_is_generated_is_measured_against_its_own_data(kind, run_of, tmp_pa
         np.testing.assert_array_equal(pixels, stored["image"][i])
         assert home == (names[stored["label"][i]] if "label" in stored else "")
     wanted = "fid,accuracy" if "label" in stored else "fid"
+    figures = wanted.replace("fid", "frechet").split(",")  # of the classifier's features
     argv = [f"--{name}={value}" for name, value in chosen.items()]
     argv += [f"--samples=folder:{out},npz:{archive}", f"--metrics={wanted}", f"--out={tmp_path / 'scores.json'}"]
     code, _, err = runs.here(capfd, *argv, script=evaluate)
     assert code == 0 and "left out" not in err, err
     found = [x["repeats"][0] for x in json.loads((tmp_path / "scores.json").read_text())["results"].values()]
-    assert [list(row) for row in found] == [["samples", *wanted.split(",")]] * 2
-    for name in wanted.split(","):  # of the same images, whose classes folders and labels tell
+    assert [list(row) for row in found] == [["samples", *figures]] * 2
+    for name in figures:  # of the same images, whose classes folders and labels tell
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-3)
     if kind == "named":
         code, _, err = runs.here(capfd, f"--run={run}", f"--metrics={wanted}", "--num=24", script=evaluate)
@@ -125,7 +126,7 @@ def test_other_classes_leave_out_what_compares_classes(tmp_path, capfd):
     ours, theirs = folder(tmp_path / "ours", ("x", "y", "z")), folder(tmp_path / "theirs", ("ant", "bee", "cat"))
     argv = (f"--samples={ours}", f"--dataset={theirs}", "--features=classifier")
     code, out, err = runs.here(capfd, *argv, "--metrics=fid,kid,accuracy", script=evaluate)
-    assert code == 0 and "fid" in out and "kid" in out and "accuracy" not in out
+    assert code == 0 and "frechet" in out and "kid" in out and "accuracy" not in out
     assert f"left out accuracy: {ours} has the classes x, y, z, {theirs} ant, bee, cat; expected the same" in err
     code, out, err = runs.here(capfd, *argv, "--metrics=accuracy", script=evaluate)
     assert code == 2 and not out and "has the classes x, y, z" in err

@@ -224,7 +224,7 @@ REFUSED = {
     "path length of no styles": ("--path_length=2", "--path_length", "--model=stylegan2"),
     "model that is none": ("--model=jaxgan.losses", "jaxgan.losses", "Generator"),
     "model that is no GAN": ("--model=classifier", "'classifier'", "dcgan, infogan, mlp"),
-    "model without the argument": ("--model=mlp --width=4", "'width'", "mlp"),
+    "model without the argument": ("--model=mlp --variant=deep", "'variant'", "mlp"),
     "model without batch norm": ("--model=mlp --width=0 --nodisc_batch_norm", "'batch_norm'", "mlp"),
     "optimizer": ("--optimizer=adamm", "'adamm'", "'adam'"),
     "dtype": ("--dtype=float16", "'float16'", "float32"),

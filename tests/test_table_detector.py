@@ -159,7 +159,7 @@ def test_flags_without_effect_on_scores_are_refused(home, tmp_path, capfd):
         assert code == 2 and f"--{flag} does nothing here" in err, err
     assert not (tmp_path / "s.csv").exists()
     # Those of the run's own flag file nobody typed.
-    code, _, err = run(capfd, f"--flagfile={home}/run/flags.txt", *argv, "--table=" + f"{home}/new.csv")
+    code, _, err = run(capfd, f"--flagfile={home}/run/flags.txt", *argv)
     assert code == 0, err
 
 
@@ -194,8 +194,9 @@ def test_a_fit_lists_categories_and_leaves_identifiers_out(home, tmp_path, capfd
     assert "t.csv: columns of categories, and how many: c (3)\n" in out
     assert "column 'id' is left out: 300 values in 300 rows; --categorical=auto,id keeps it, --id=id copies it" in out
     assert "of 6 columns" in out  # a, b, three colors and one that was not seen
-    code, out, _ = run(capfd, *argv, "--categorical=auto,id")
-    assert code == 0 and "id (240), c (3)" in out
+    argv = [*argv[:1], "--categorical=auto,id", *argv[2:]]
+    code, out, err = run(capfd, *argv)
+    assert code == 0 and "id (240), c (3)" in out, err
 
 
 def test_a_run_of_before_is_fitted_and_scores_as_it_did(home, tmp_path, monkeypatch, capfd):

@@ -213,8 +213,9 @@ def test_correspondence_pulls_towards_the_source():
 
 def test_a_run_that_went_on_is_one_that_did_not_stop(finished, tmp_path, capfd):
     workdir, kept = finished
+    tiny = [flag for flag in TINY if not flag.startswith("--method=")]
     argv = (
-        *TINY,
+        *tiny,
         "--tuned_steps=4",
         f"--source_run={workdir / 'source'}",
         f"--workdir={tmp_path}",

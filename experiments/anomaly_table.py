@@ -1,8 +1,8 @@
 """Learns what is normal from the normal rows of a table, then scores others: a CSV with a threshold.
 
     python -m experiments.anomaly_table --workdir=runs/table
-    python -m experiments.anomaly_table --table=normal.csv --workdir=runs/mine
-    python -m experiments.anomaly_table --mode=score --workdir=runs/mine --table=new.csv --out=scores.csv
+    python -m experiments.anomaly_table --table=normal.csv --workdir=runs/mytable
+    python -m experiments.anomaly_table --mode=score --workdir=runs/mytable --table=new.csv --out=scores.csv
     python -m experiments.anomaly_table --mode=benchmark --table=a.npz,b.mat --workdir=runs/benchmark
 
 Tables are npz, npy, mat, csv, tsv or txt, also .gz, or breast_cancer, which is inside the installation. Where rows have

@@ -1,7 +1,7 @@
 """What are synthetic images worth? A class-conditional GAN of a few labelled images, and classifiers with its images.
 
     python -m experiments.augment --workdir=runs/worth
-    python -m experiments.augment --dataset=folder:photos --size=32 --per_class=20,100 --workdir=runs/photos
+    python -m experiments.augment --dataset=folder:photos --size=32 --per_class=20,100 --workdir=runs/photos-worth
     python -m experiments.augment --run=runs/cdcgan --dataset=mnist --test_split=test --workdir=runs/given
 
 Draws so many labelled images of each class, trains a conditional GAN on just those (as experiments.image does, with

@@ -1,7 +1,7 @@
 """The smallest complete experiment, made to be copied: its own flags and generator, everything else from jaxgan.
 
-    python -m experiments.template --workdir=runs/mine --steps=200
-    python -m experiments.generate --run=runs/mine --out=mine.png --allow_code
+    python -m experiments.template --workdir=runs/template --steps=200
+    python -m experiments.generate --run=runs/template --out=template.png --allow_code
 
 experiments/image.py has what this leaves out: evaluation, conditioning, schedules, several penalties.
 """

@@ -2,7 +2,7 @@
 
 python -m experiments.transfer --workdir=runs/transfer
 python -m experiments.transfer --preset=mnist_tenth --workdir=runs/tenth
-python -m experiments.transfer --source_run=runs/mnist --dataset=folder:photos --num_images=0 --workdir=runs/photos
+python -m experiments.transfer --source_run=runs/mnist --dataset=folder:photos --num_images=0 --workdir=runs/photos-all
 
 The source is a run directory, or is trained first (--source_preset). Its networks stay; where the number of channels or
 classes is another one, their weights are adapted, and images of another size are resized to its own. Each method is a

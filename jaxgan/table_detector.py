@@ -3,7 +3,7 @@
     detector = TableDetector(seed=0).fit("normal.csv")       # or an array (n, d), a Table, columns by name (pandas)
     scores = detector.score("new.csv")                       # float64 (n,), higher is more anomalous
     flagged = detector.predict("new.csv", 0.05)              # bool (n,), at most 5% of normal rows
-    detector = TableDetector.load("runs/mine")               # a run of `python -m experiments.anomaly_table`
+    detector = TableDetector.load("runs/mytable")               # a run of `python -m experiments.anomaly_table`
 
 experiments/anomaly_table.py is the same from the command line: with the same options it gives the same scores.
 """

@@ -314,7 +314,7 @@ def test_every_command_is_found_and_every_reason_is_of_one():
     for words in (
         "image --workdir=runs/digits",
         "toy --workdir=runs/toy",
-        "template --workdir=runs/mine",
+        "template --workdir=runs/template",
         "image --dataset",
     ):
         assert words in text

@@ -49,6 +49,9 @@ SLOW = {
     "augment --workdir=": "as folder:photos",
     "augment --dataset=folder:photos --size=32 --workdir": "as the one with --per_class",
     "transfer --workdir=": "three runs",
+    "anomaly --workdir=": "as folder:normal",
+    "anomaly_table --workdir=": "as --table=normal.csv",
+    "interpret --run=runs/infogan": "as the one of runs/digits",
     "transfer --source_run=runs/mnist --dataset=folder:photos --workdir": "as the one of all images",
 }
 

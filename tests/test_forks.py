@@ -110,8 +110,9 @@ def mine(tmp_path_factory):
     (folder / "mine.py").write_text(textwrap.dedent(MINE))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "mine", raising=False)  # another test's
         yield importlib.import_module("mine")
-    sys.modules.pop("mine")
+        sys.modules.pop("mine")
 
 
 def test_one_file_adds_a_loss_a_network_a_penalty_a_regulariser_a_metric_and_an_experiment(mine, tmp_path, capfd):
